@@ -1,1 +1,8 @@
 //! ringfence: run any bare-metal x86 guest on KVM, and get an honest verdict.
+
+pub mod boot;
+pub mod bus;
+pub mod irq;
+pub mod mem;
+pub mod verdict;
+pub mod x86;

@@ -1,0 +1,23 @@
+//! Interrupt lines as devices see them: data and a trait, no ioctl.
+//!
+//! A device rings an [`IrqLine`]; `machine` decides what is at its other end (an irqfd,
+//! or nothing when the machine has no interrupt controller).
+
+/// A global system interrupt: the number of an input of the interrupt controllers, as
+/// KVM's routing table and the ACPI MADT count them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Gsi(pub u32);
+
+/// A device's interrupt output.
+pub trait IrqLine: Send + Sync {
+    /// Raises one edge-triggered interrupt.
+    fn trigger(&self);
+}
+
+/// A line with nothing at its other end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NotConnected;
+
+impl IrqLine for NotConnected {
+    fn trigger(&self) {}
+}

@@ -1,0 +1,14 @@
+//! Facts about the processor, as data: segments, control registers, page tables, the
+//! state a vCPU starts in, what CPUID may show.
+//!
+//! Called by `boot` (which decides on a state) and `kvm` (which loads it); knows no ioctl.
+
+pub mod control;
+pub mod cpuid;
+pub mod init;
+pub mod paging;
+pub mod segment;
+
+pub use control::{Cr0, Cr4, Efer, Rflags};
+pub use init::{CpuInit, DescriptorTable, Mode, Regs};
+pub use segment::Segment;
