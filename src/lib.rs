@@ -3,6 +3,8 @@
 pub mod boot;
 pub mod bus;
 pub mod irq;
+pub mod kvm;
 pub mod mem;
+pub mod vcpu;
 pub mod verdict;
 pub mod x86;

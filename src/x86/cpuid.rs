@@ -1,6 +1,6 @@
 //! What CPUID may show the guest: the changes made to what KVM offers.
 //!
-//! Called by `machine` with the leaves that KVM supports; pure data in, data out.
+//! Called by `kvm` with the leaves that KVM supports; pure data in, data out.
 
 /// One leaf of CPUID, as KVM's `kvm_cpuid_entry2` has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,4 +12,156 @@ pub struct Leaf {
     pub ebx: u32,
     pub ecx: u32,
     pub edx: u32,
+}
+
+/// An output register of CPUID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the registers' own names
+pub enum Reg {
+    Eax,
+    Ecx,
+    Edx,
+}
+
+/// A feature bit that the guest does not see, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Masked {
+    function: u32,
+    reg: Reg,
+    bit: u32,
+    /// Masked only where the machine has no local APIC.
+    without_apic_only: bool,
+    /// The reason.
+    pub why: &'static str,
+}
+
+const fn masked(function: u32, reg: Reg, bit: u32, apic: bool, why: &'static str) -> Masked {
+    Masked { function, reg, bit, without_apic_only: apic, why }
+}
+
+/// Feature bits that KVM offers and the guest does not get.
+pub const MASKED: &[Masked] = &[
+    masked(1, Reg::Edx, 9, true, "no local APIC"),
+    masked(1, Reg::Ecx, 21, true, "x2APIC: no local APIC"),
+    masked(1, Reg::Ecx, 24, true, "TSC deadline timer: no local APIC"),
+    masked(
+        0x4000_0001,
+        Reg::Eax,
+        6,
+        false,
+        "PV EOI: a Linux with an I/O APIC hangs at boot with it where KVM itself runs nested",
+    ),
+];
+
+/// What the leaves are adjusted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The vCPU's APIC ID.
+    pub apic_id: u32,
+    /// vCPUs of the machine.
+    pub cpus: u32,
+    /// Does it have local APICs?
+    pub local_apic: bool,
+}
+
+impl Policy {
+    /// Changes one leaf to what this vCPU is to see. (Intel SDM Vol. 2A, CPUID, table 3-8;
+    /// AMD APM Vol. 3, appendix E; Linux, Documentation/virt/kvm/x86/cpuid.rst)
+    pub fn adjust(&self, leaf: &mut Leaf) {
+        let bits = self.apic_id_bits();
+        match leaf.function {
+            // Initial APIC ID, and the number of IDs in the package.
+            1 => {
+                let ids = (1_u32 << bits).min(255);
+                leaf.ebx = leaf.ebx & 0xFFFF | ids << 16 | self.apic_id << 24;
+                // HTT: the number of IDs counts.
+                set(&mut leaf.edx, 28, self.cpus > 1);
+            }
+            // Extended topology: one thread a core, all cores in one package.
+            0xB | 0x1F => {
+                let (shift, count, kind) = match leaf.index {
+                    0 => (0, 1, 1),
+                    1 => (bits, self.cpus, 2),
+                    _ => (0, 0, 0),
+                };
+                leaf.eax = shift;
+                leaf.ebx = count;
+                leaf.ecx = leaf.index | kind << 8;
+                leaf.edx = self.apic_id;
+            }
+            // AMD: number of cores, and of the bits of an ID.
+            0x8000_0008 => leaf.ecx = leaf.ecx & !0xF0FF | (self.cpus - 1) & 0xFF | bits << 12,
+            // AMD: extended APIC ID, one thread a core, one node.
+            0x8000_001E => {
+                leaf.eax = self.apic_id;
+                leaf.ebx = self.apic_id & 0xFF;
+                leaf.ecx = 0;
+            }
+            _ => {}
+        }
+        self.mask(leaf);
+    }
+
+    fn mask(&self, leaf: &mut Leaf) {
+        for masked in MASKED.iter().filter(|m| m.function == leaf.function) {
+            if masked.without_apic_only && self.local_apic {
+                continue;
+            }
+            let reg = match masked.reg {
+                Reg::Eax => &mut leaf.eax,
+                Reg::Ecx => &mut leaf.ecx,
+                Reg::Edx => &mut leaf.edx,
+            };
+            set(reg, masked.bit, false);
+        }
+    }
+
+    /// Bits that hold every APIC ID of the machine.
+    fn apic_id_bits(&self) -> u32 {
+        self.cpus.next_power_of_two().trailing_zeros()
+    }
+}
+
+fn set(reg: &mut u32, bit: u32, value: bool) {
+    *reg = *reg & !(1 << bit) | u32::from(value) << bit;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adjusted(policy: Policy, function: u32, index: u32) -> Leaf {
+        let all = u32::MAX;
+        let mut leaf = Leaf { function, index, eax: all, ebx: all, ecx: all, edx: all };
+        policy.adjust(&mut leaf);
+        leaf
+    }
+
+    #[test]
+    fn every_vcpu_has_its_own_apic_id() {
+        let policy = Policy { apic_id: 2, cpus: 3, local_apic: true };
+        let leaf = adjusted(policy, 1, 0);
+        assert_eq!(leaf.ebx, 2 << 24 | 4 << 16 | 0xFFFF);
+        assert_eq!(
+            adjusted(policy, 0xB, 1),
+            Leaf { function: 0xB, index: 1, eax: 2, ebx: 3, ecx: 1 | 2 << 8, edx: 2 }
+        );
+        assert_eq!(adjusted(policy, 0x8000_0008, 0).ecx & 0xF0FF, 2 << 12 | 2);
+    }
+
+    #[test]
+    fn without_a_local_apic_none_is_shown() {
+        let none = adjusted(Policy { apic_id: 0, cpus: 1, local_apic: false }, 1, 0);
+        assert_eq!(none.ecx & (1 << 21 | 1 << 24), 0);
+        assert_eq!(none.edx & (1 << 9 | 1 << 28), 0);
+        let some = adjusted(Policy { apic_id: 0, cpus: 1, local_apic: true }, 1, 0);
+        assert_eq!(some.ecx, u32::MAX);
+        assert_ne!(some.edx & 1 << 9, 0);
+    }
+
+    #[test]
+    fn pv_eoi_is_never_shown() {
+        let leaf = adjusted(Policy { apic_id: 0, cpus: 1, local_apic: true }, 0x4000_0001, 0);
+        assert_eq!(leaf.eax, !(1 << 6));
+    }
 }

@@ -1,0 +1,377 @@
+//! Why KVM_RUN came back: `struct kvm_run` decoded (Linux, Documentation/virt/kvm/api.rst, 5).
+//!
+//! Decoded here and not by kvm-ioctls, whose I/O exits hide the size of an element: a
+//! `rep insb` of 16 bytes would look like one access of 16 bytes.
+
+use kvm_bindings::*;
+
+/// Why the guest stopped; what has to be filled in lies in `kvm_run` itself.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Exit<'a> {
+    /// IN or INS: `data` holds one or more elements of `size` bytes.
+    PioIn {
+        /// I/O port.
+        port: u16,
+        /// Bytes an element: 1, 2 or 4.
+        size: usize,
+        /// To be filled in.
+        data: &'a mut [u8],
+    },
+    /// OUT or OUTS: `data` holds one or more elements of `size` bytes.
+    PioOut {
+        /// I/O port.
+        port: u16,
+        /// Bytes an element: 1, 2 or 4.
+        size: usize,
+        /// What the guest wrote.
+        data: &'a [u8],
+    },
+    /// A read where no memory is.
+    MmioRead {
+        /// Guest-physical address.
+        address: u64,
+        /// To be filled in, 1 to 8 bytes.
+        data: &'a mut [u8],
+    },
+    /// A write where no memory is.
+    MmioWrite {
+        /// Guest-physical address.
+        address: u64,
+        /// What the guest wrote, 1 to 8 bytes.
+        data: &'a [u8],
+    },
+    /// RDMSR of an MSR that KVM does not know.
+    ReadMsr {
+        /// The MSR.
+        index: u32,
+        /// Set to 1 for #GP.
+        error: &'a mut u8,
+    },
+    /// WRMSR to an MSR that KVM does not know, or of a value that it refuses.
+    WriteMsr {
+        /// The MSR.
+        index: u32,
+        /// The value.
+        value: u64,
+        /// Set to 1 for #GP.
+        error: &'a mut u8,
+    },
+    /// VMCALL or VMMCALL, where KVM passes it on.
+    Hypercall {
+        /// RAX.
+        number: u64,
+        /// RBX, RCX, RDX, RSI; for 64-bit callers RDI, RSI, RDX, R10, R8, R9 by KVM's own ABI.
+        args: [u64; 6],
+        /// What RAX is to be.
+        result: &'a mut u64,
+    },
+    /// HLT, without an interrupt controller in the kernel.
+    Hlt,
+    /// A triple fault.
+    Shutdown,
+    /// The hardware refused to enter the guest.
+    FailEntry {
+        /// VT-x: the basic exit reason and its flags; AMD-V: the VMCB's EXITCODE.
+        reason: u64,
+    },
+    /// KVM could not go on.
+    InternalError(InternalError),
+    /// The guest told KVM of an event of the whole system.
+    SystemEvent {
+        /// KVM_SYSTEM_EVENT_*.
+        kind: u32,
+    },
+    /// A signal, or `immediate_exit`.
+    Interrupted,
+    /// KVM_RUN failed.
+    Failed {
+        /// The error number.
+        errno: i32,
+    },
+    /// A reason that nothing here asked for.
+    Other {
+        /// KVM_EXIT_*.
+        reason: u32,
+    },
+}
+
+/// What KVM says of an internal error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InternalError {
+    /// KVM_INTERNAL_ERROR_*.
+    pub suberror: u32,
+    /// The bytes at RIP, where KVM gives them; `len` of them count.
+    bytes: [u8; 15],
+    len: usize,
+}
+
+impl InternalError {
+    /// The bytes of the instruction that could not be emulated; empty where KVM gave none.
+    pub fn instruction_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// The suberror in words.
+    pub fn words(&self) -> &'static str {
+        match self.suberror {
+            KVM_INTERNAL_ERROR_EMULATION => "emulation failure",
+            KVM_INTERNAL_ERROR_SIMUL_EX => "simultaneous exceptions",
+            KVM_INTERNAL_ERROR_DELIVERY_EV => "an exit while an event was delivered",
+            KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "unexpected exit reason",
+            _ => "unknown suberror",
+        }
+    }
+}
+
+/// The kinds of exit, for counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // named after the exits
+#[repr(usize)]
+pub enum ExitKind {
+    PioIn,
+    PioOut,
+    MmioRead,
+    MmioWrite,
+    ReadMsr,
+    WriteMsr,
+    Hypercall,
+    Hlt,
+    Shutdown,
+    FailEntry,
+    InternalError,
+    SystemEvent,
+    Interrupted,
+    Failed,
+    Other,
+}
+
+impl ExitKind {
+    /// Every kind with its name in reports.
+    pub const NAMES: [&'static str; 15] = [
+        "pio_in",
+        "pio_out",
+        "mmio_read",
+        "mmio_write",
+        "read_msr",
+        "write_msr",
+        "hypercall",
+        "hlt",
+        "shutdown",
+        "fail_entry",
+        "internal_error",
+        "system_event",
+        "interrupted",
+        "failed",
+        "other",
+    ];
+}
+
+impl Exit<'_> {
+    /// Its kind.
+    #[inline]
+    pub fn kind(&self) -> ExitKind {
+        match self {
+            Self::PioIn { .. } => ExitKind::PioIn,
+            Self::PioOut { .. } => ExitKind::PioOut,
+            Self::MmioRead { .. } => ExitKind::MmioRead,
+            Self::MmioWrite { .. } => ExitKind::MmioWrite,
+            Self::ReadMsr { .. } => ExitKind::ReadMsr,
+            Self::WriteMsr { .. } => ExitKind::WriteMsr,
+            Self::Hypercall { .. } => ExitKind::Hypercall,
+            Self::Hlt => ExitKind::Hlt,
+            Self::Shutdown => ExitKind::Shutdown,
+            Self::FailEntry { .. } => ExitKind::FailEntry,
+            Self::InternalError(_) => ExitKind::InternalError,
+            Self::SystemEvent { .. } => ExitKind::SystemEvent,
+            Self::Interrupted => ExitKind::Interrupted,
+            Self::Failed { .. } => ExitKind::Failed,
+            Self::Other { .. } => ExitKind::Other,
+        }
+    }
+}
+
+/// Decodes the page that KVM shares with user space: `struct kvm_run`, and behind it the
+/// data of port I/O.
+///
+/// # Panics
+/// Where `page` is smaller than `struct kvm_run` or not aligned for it.
+#[inline]
+pub fn decode(page: &mut [u8]) -> Exit<'_> {
+    let run = page.as_mut_ptr().cast::<kvm_run>();
+    assert!(page.len() >= size_of::<kvm_run>() && run.is_aligned());
+    // SAFETY: size and alignment were checked; every bit pattern is a kvm_run, a C structure
+    // of integers; the exclusive borrow of `page` is not used while this one lives, except
+    // by `pio_data`, which takes `page` itself when this one is not used any more.
+    let run = unsafe { &mut *run };
+    // SAFETY (of all union reads below): the kernel filled in the member that `exit_reason`
+    // names, and every member is made of integers.
+    match run.exit_reason {
+        KVM_EXIT_IO => {
+            let io = unsafe { run.__bindgen_anon_1.io };
+            pio(page, io)
+        }
+        KVM_EXIT_MMIO => {
+            let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+            let (address, len) = (mmio.phys_addr, (mmio.len as usize).min(mmio.data.len()));
+            match mmio.is_write {
+                0 => Exit::MmioRead { address, data: &mut mmio.data[..len] },
+                _ => Exit::MmioWrite { address, data: &mmio.data[..len] },
+            }
+        }
+        KVM_EXIT_X86_RDMSR => {
+            let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+            Exit::ReadMsr { index: msr.index, error: &mut msr.error }
+        }
+        KVM_EXIT_X86_WRMSR => {
+            let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+            Exit::WriteMsr { index: msr.index, value: msr.data, error: &mut msr.error }
+        }
+        KVM_EXIT_HYPERCALL => {
+            let call = unsafe { &mut run.__bindgen_anon_1.hypercall };
+            Exit::Hypercall { number: call.nr, args: call.args, result: &mut call.ret }
+        }
+        KVM_EXIT_HLT => Exit::Hlt,
+        KVM_EXIT_SHUTDOWN => Exit::Shutdown,
+        KVM_EXIT_FAIL_ENTRY => {
+            let reason = unsafe { run.__bindgen_anon_1.fail_entry }.hardware_entry_failure_reason;
+            Exit::FailEntry { reason }
+        }
+        KVM_EXIT_INTERNAL_ERROR => Exit::InternalError(internal_error(run)),
+        KVM_EXIT_SYSTEM_EVENT => {
+            Exit::SystemEvent { kind: unsafe { run.__bindgen_anon_1.system_event }.type_ }
+        }
+        KVM_EXIT_INTR => Exit::Interrupted,
+        reason => Exit::Other { reason },
+    }
+}
+
+/// Port I/O: the data lies in the page, `data_offset` from its start.
+#[inline]
+fn pio(page: &mut [u8], io: kvm_run__bindgen_ty_1__bindgen_ty_4) -> Exit<'_> {
+    let (port, size) = (io.port, usize::from(io.size));
+    let start = io.data_offset as usize;
+    let data = start
+        .checked_add(size * io.count as usize)
+        .and_then(|end| page.get_mut(start..end))
+        .filter(|_| matches!(size, 1 | 2 | 4));
+    match data {
+        None => Exit::Other { reason: KVM_EXIT_IO },
+        Some(data) if u32::from(io.direction) == KVM_EXIT_IO_IN => Exit::PioIn { port, size, data },
+        Some(data) => Exit::PioOut { port, size, data },
+    }
+}
+
+#[cold]
+fn internal_error(run: &kvm_run) -> InternalError {
+    // SAFETY: both members are made of integers, and share their first two fields.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let mut error = InternalError { suberror: internal.suberror, bytes: [0; 15], len: 0 };
+    // data[0] holds flags, data[1] a size and the first seven instruction bytes (api.rst,
+    // KVM_EXIT_INTERNAL_ERROR, emulation_failure).
+    let has_bytes =
+        internal.data[0] & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0;
+    if internal.suberror == KVM_INTERNAL_ERROR_EMULATION && internal.ndata >= 3 && has_bytes {
+        let mut raw = [0; 16];
+        raw[..8].copy_from_slice(&internal.data[1].to_le_bytes());
+        raw[8..].copy_from_slice(&internal.data[2].to_le_bytes());
+        error.len = usize::from(raw[0]).min(15);
+        error.bytes.copy_from_slice(&raw[1..]);
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A page as KVM maps it: `kvm_run`, and a page for port I/O's data.
+    fn page(fill: impl FnOnce(&mut kvm_run)) -> Vec<u64> {
+        let mut page = vec![0_u64; 1536];
+        // SAFETY: 12 KiB, aligned to 8 bytes, all zero: a kvm_run.
+        fill(unsafe { &mut *page.as_mut_ptr().cast::<kvm_run>() });
+        page
+    }
+
+    fn bytes(page: &mut [u64]) -> &mut [u8] {
+        let len = size_of_val(page);
+        // SAFETY: the same memory, exclusively borrowed, as bytes.
+        unsafe { std::slice::from_raw_parts_mut(page.as_mut_ptr().cast(), len) }
+    }
+
+    fn io(direction: u32, size: u8, count: u32, data_offset: u64) -> Vec<u64> {
+        page(|run| {
+            run.exit_reason = KVM_EXIT_IO;
+            run.__bindgen_anon_1.io = kvm_run__bindgen_ty_1__bindgen_ty_4 {
+                direction: direction as u8,
+                size,
+                port: 0x3F8,
+                count,
+                data_offset,
+            };
+        })
+    }
+
+    #[test]
+    fn string_io_keeps_the_size_of_an_element() {
+        let mut page = io(KVM_EXIT_IO_OUT, 2, 3, 4096);
+        bytes(&mut page)[4096..4102].copy_from_slice(&[1, 2, 3, 4, 5, 6]);
+        let exit = decode(bytes(&mut page));
+        assert_eq!(exit, Exit::PioOut { port: 0x3F8, size: 2, data: &[1, 2, 3, 4, 5, 6] });
+    }
+
+    #[test]
+    fn what_is_filled_in_reaches_the_page() {
+        let mut page = io(KVM_EXIT_IO_IN, 4, 1, 4096);
+        match decode(bytes(&mut page)) {
+            Exit::PioIn { size: 4, data, .. } => data.copy_from_slice(&[9, 8, 7, 6]),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(&bytes(&mut page)[4096..4100], [9, 8, 7, 6]);
+    }
+
+    #[test]
+    fn data_outside_the_page_is_refused() {
+        for (size, count, offset) in
+            [(4, 1 << 30, 4096), (1, 1, 12288), (1, 1, u64::MAX), (3, 1, 4096)]
+        {
+            let mut page = io(KVM_EXIT_IO_IN, size, count, offset);
+            assert_eq!(decode(bytes(&mut page)), Exit::Other { reason: KVM_EXIT_IO });
+        }
+    }
+
+    #[test]
+    fn mmio_has_the_length_of_the_access() {
+        let mut page = page(|run| {
+            run.exit_reason = KVM_EXIT_MMIO;
+            let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+            (mmio.phys_addr, mmio.len, mmio.is_write) = (0xD000_0000, 2, 1);
+            mmio.data = [1, 2, 3, 4, 5, 6, 7, 8];
+        });
+        let exit = decode(bytes(&mut page));
+        assert_eq!(exit, Exit::MmioWrite { address: 0xD000_0000, data: &[1, 2] });
+    }
+
+    #[test]
+    fn emulation_failures_carry_the_instruction() {
+        let mut page = page(|run| {
+            run.exit_reason = KVM_EXIT_INTERNAL_ERROR;
+            let internal = unsafe { &mut run.__bindgen_anon_1.internal };
+            (internal.suberror, internal.ndata) = (KVM_INTERNAL_ERROR_EMULATION, 4);
+            internal.data[0] = 1;
+            internal.data[1] = u64::from_le_bytes([3, 0x0F, 0x01, 0xD0, 0xAA, 0, 0, 0]);
+        });
+        match decode(bytes(&mut page)) {
+            Exit::InternalError(error) => {
+                assert_eq!(error.instruction_bytes(), [0x0F, 0x01, 0xD0]);
+                assert_eq!(error.words(), "emulation failure");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_kind_has_a_name() {
+        assert_eq!(ExitKind::NAMES[ExitKind::PioIn as usize], "pio_in");
+        assert_eq!(ExitKind::NAMES[ExitKind::Other as usize], "other");
+    }
+}

@@ -1,0 +1,65 @@
+//! The KVM API, and the only module that names kvm-ioctls: what the host offers, a VM, its
+//! vCPUs, and why each of them came back.
+//!
+//! Called by `vcpu` and `machine`; knows no device and no bus.
+
+mod caps;
+mod exit;
+mod vcpu;
+mod vm;
+
+pub use caps::{Backend, Kvm};
+pub use exit::{Exit, ExitKind, InternalError, decode};
+pub use vcpu::{RunState, Vcpu};
+pub use vm::{Irqchip, SupportedCpuid, Vm};
+
+/// What KVM refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The device node is not there, or not for us.
+    #[error("no usable KVM: cannot open {path}: {advice}")]
+    Open {
+        /// The device node.
+        path: String,
+        /// What to do about it.
+        advice: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The device node is not KVM's, or its KVM is too old.
+    #[error("no usable KVM: {path} lacks {missing}")]
+    Missing {
+        /// The device node.
+        path: String,
+        /// A capability's name.
+        missing: &'static str,
+    },
+    /// The processor's virtualisation is in use by another hypervisor, or switched off.
+    #[error("no usable KVM: KVM_CREATE_VM was refused: {advice}")]
+    CreateVm {
+        /// What to do about it.
+        advice: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// An ioctl failed.
+    #[error("the host refused {ioctl}")]
+    Ioctl {
+        /// The ioctl's name in the KVM API.
+        ioctl: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// For `map_err`: an ioctl by its name.
+    fn ioctl(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        move |e| Self::Ioctl { ioctl, source: e.into() }
+    }
+
+    /// Is there no KVM to use at all, rather than one that refused something?
+    pub fn is_no_kvm(&self) -> bool {
+        !matches!(self, Self::Ioctl { .. })
+    }
+}

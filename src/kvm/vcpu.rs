@@ -1,0 +1,218 @@
+//! A vCPU: its entry state, its run, what can be asked of it when it stands still.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::{
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_REGS,
+    KVM_SYNC_X86_SREGS, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_sync_regs,
+};
+use kvm_ioctls::{SyncReg, VcpuFd};
+
+use super::{Error, Exit, SupportedCpuid, decode};
+use crate::x86::cpuid::Policy;
+use crate::x86::{CpuInit, DescriptorTable, Regs, Rflags, Segment};
+
+/// APIC base at reset: the address, enabled; the first processor is marked (Intel SDM
+/// Vol. 3A 11.4.4).
+const APIC_BASE: u64 = 0xFEE0_0000 | 1 << 11;
+const APIC_BASE_BSP: u64 = 1 << 8;
+
+/// A vCPU that is not in KVM_RUN, as its thread sees it.
+pub struct Vcpu {
+    fd: VcpuFd,
+    /// Bytes that KVM maps for it: `kvm_run` and what lies behind.
+    run_size: usize,
+    id: u32,
+    local_apic: bool,
+    /// RIP at the exit before the last one.
+    previous_rip: u64,
+}
+
+/// What a vCPU that stands still was doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// Running.
+    Runnable,
+    /// In HLT, interrupts on.
+    Halted,
+    /// In HLT with interrupts off, or waiting to be started by another vCPU.
+    HaltedForEver,
+}
+
+impl fmt::Debug for Vcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vcpu").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Vcpu {
+    pub(super) fn new(mut fd: VcpuFd, run_size: usize, id: u32, local_apic: bool) -> Self {
+        // With every exit the registers lie in kvm_run: no exit has to ask for them.
+        fd.set_sync_valid_reg(SyncReg::Register);
+        Self { fd, run_size, id, local_apic, previous_rip: 0 }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Gives it CPUID.
+    pub fn set_cpuid(&self, supported: &SupportedCpuid, policy: &Policy) -> Result<(), Error> {
+        self.fd.set_cpuid2(&supported.adjusted(policy)).map_err(Error::ioctl("KVM_SET_CPUID2"))
+    }
+
+    /// Gives it the state to start in. It travels with the first KVM_RUN, which saves two
+    /// ioctls; an invalid state shows there, as [`Exit::Failed`] with EINVAL.
+    pub fn set_entry(&mut self, cpu: &CpuInit) {
+        let sync = self.fd.sync_regs_mut();
+        sync.regs = regs(&cpu.regs, cpu.rflags);
+        sync.sregs = sregs(cpu, self.id == 0);
+        self.previous_rip = cpu.regs.rip;
+        self.fd.get_kvm_run().kvm_dirty_regs = u64::from(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS);
+    }
+
+    /// Runs the guest until it exits.
+    #[inline]
+    pub fn run(&mut self) -> Exit<'_> {
+        self.previous_rip = self.synced().regs.rip;
+        match self.fd.run() {
+            Ok(_) => decode(self.page()),
+            Err(e) if e.errno() == libc::EINTR => Exit::Interrupted,
+            // An AP that another vCPU has just kicked out of its wait (api.rst, KVM_RUN).
+            Err(e) if e.errno() == libc::EAGAIN => Exit::Interrupted,
+            Err(e) => Exit::Failed { errno: e.errno() },
+        }
+    }
+
+    fn page(&mut self) -> &mut [u8] {
+        let run: *mut _ = self.fd.get_kvm_run();
+        // SAFETY: KVM_GET_VCPU_MMAP_SIZE bytes are mapped from `run` on for as long as `fd`
+        // lives, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(run.cast(), self.run_size) }
+    }
+
+    /// `kvm_run.immediate_exit`: while it is set KVM_RUN only finishes what is half done.
+    pub fn immediate_exit(&mut self) -> *const AtomicU8 {
+        // An AtomicU8 has the layout of the u8; a signal handler of this thread writes it.
+        (&raw mut self.fd.get_kvm_run().immediate_exit).cast()
+    }
+
+    /// Lets KVM_RUN run again.
+    pub fn clear_immediate_exit(&mut self) {
+        // SAFETY: the byte lies in the mapping of `self.fd`, which lives.
+        unsafe { &*self.immediate_exit() }.store(0, Ordering::SeqCst);
+    }
+
+    fn synced(&mut self) -> &kvm_sync_regs {
+        self.fd.sync_regs_mut()
+    }
+
+    /// RIP as of the last exit.
+    pub fn rip(&mut self) -> u64 {
+        self.synced().regs.rip
+    }
+
+    /// RIP as of the exit before the last one.
+    pub fn previous_rip(&self) -> u64 {
+        self.previous_rip
+    }
+
+    /// Is this the state of a processor after INIT? On AMD-V KVM puts a vCPU there when it
+    /// sees a shutdown, and the state of the fault is lost.
+    pub fn is_reinitialised(&mut self) -> bool {
+        let regs = &self.synced().regs;
+        regs.rip == 0xFFF0 && regs.rax | regs.rbx | regs.rcx | regs.rsi | regs.rdi | regs.rsp == 0
+    }
+
+    /// What it was doing when it was interrupted.
+    pub fn run_state(&mut self) -> Result<RunState, Error> {
+        if !self.local_apic {
+            return Ok(RunState::Runnable); // HLT would have come back as an exit
+        }
+        let state = self.fd.get_mp_state().map_err(Error::ioctl("KVM_GET_MP_STATE"))?;
+        let interrupts = self.synced().regs.rflags & Rflags::IF.bits() != 0;
+        Ok(match state.mp_state {
+            KVM_MP_STATE_HALTED if interrupts => RunState::Halted,
+            KVM_MP_STATE_HALTED | KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED => {
+                RunState::HaltedForEver
+            }
+            _ => RunState::Runnable,
+        })
+    }
+
+    /// Are maskable interrupts enabled, as of the last exit?
+    pub fn interrupts_enabled(&mut self) -> bool {
+        self.synced().regs.rflags & Rflags::IF.bits() != 0
+    }
+}
+
+fn regs(regs: &Regs, rflags: Rflags) -> kvm_regs {
+    let &Regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip } =
+        regs;
+    let rflags = rflags.bits();
+    kvm_regs {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rsp,
+        rbp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
+    }
+}
+
+fn sregs(cpu: &CpuInit, first: bool) -> kvm_sregs {
+    let data = segment(&cpu.data);
+    kvm_sregs {
+        cs: segment(&cpu.cs),
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        ss: segment(&cpu.ss),
+        tr: segment(&cpu.tr),
+        ldt: segment(&cpu.ldt),
+        gdt: table(cpu.gdt),
+        idt: table(cpu.idt),
+        cr0: cpu.cr0.bits(),
+        cr3: cpu.cr3,
+        cr4: cpu.cr4.bits(),
+        efer: cpu.efer.bits(),
+        apic_base: APIC_BASE | if first { APIC_BASE_BSP } else { 0 },
+        ..Default::default()
+    }
+}
+
+fn segment(segment: &Segment) -> kvm_segment {
+    kvm_segment {
+        base: segment.base,
+        limit: segment.limit,
+        selector: segment.selector,
+        type_: segment.kind,
+        present: segment.present.into(),
+        dpl: segment.dpl,
+        db: segment.default_32.into(),
+        s: segment.code_or_data.into(),
+        l: segment.long.into(),
+        g: segment.granularity().into(),
+        unusable: (!segment.present).into(),
+        ..Default::default()
+    }
+}
+
+fn table(table: DescriptorTable) -> kvm_dtable {
+    kvm_dtable { base: table.base, limit: table.limit, ..Default::default() }
+}

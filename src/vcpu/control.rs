@@ -1,0 +1,116 @@
+//! What the vCPUs of a machine are told from outside: to end, and when.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::kick::{self, Thread};
+use crate::verdict::{StopLine, Verdict};
+
+/// The requests that all vCPUs of a machine look at when they are kicked.
+#[derive(Default)]
+pub struct Control {
+    /// Why the machine ends; the first one stays.
+    verdict: OnceLock<Verdict>,
+    /// The threads in the run loop. A thread takes itself out before it ends, and kicks are
+    /// sent under the lock: none reaches a dead thread.
+    threads: Mutex<Vec<Thread>>,
+    /// When time is up, and the limit that says so.
+    deadline: Option<(Instant, Duration)>,
+    /// Where a handler of the process's own signals leaves their number; 0: none came.
+    signal: Option<&'static AtomicU8>,
+}
+
+impl Control {
+    /// Requests for a machine whose time is up at `deadline` (a point, and the limit that it
+    /// follows from), and which ends when `signal` becomes the number of a signal.
+    pub fn new(
+        deadline: Option<(Instant, Duration)>,
+        signal: Option<&'static AtomicU8>,
+    ) -> Arc<Self> {
+        Arc::new(Self { deadline, signal, ..Self::default() })
+    }
+
+    /// Why the machine ends, as soon as it does.
+    pub fn verdict(&self) -> Option<&Verdict> {
+        self.verdict.get()
+    }
+
+    /// Is the machine to end? Looks at the clock and at the signal too.
+    pub fn should_stop(&self) -> bool {
+        if self.verdict.get().is_some() {
+            return true;
+        }
+        let signal = self.signal.map_or(0, |signal| signal.load(Ordering::SeqCst));
+        if signal != 0 {
+            self.stop(Verdict::Signal(signal));
+        } else if let Some((deadline, limit)) = self.deadline {
+            if Instant::now() >= deadline {
+                self.stop(Verdict::TimedOut { limit });
+            }
+        }
+        self.verdict.get().is_some()
+    }
+
+    /// How long until time is up.
+    pub(super) fn time_left(&self) -> Option<Duration> {
+        let (deadline, _) = self.deadline?;
+        Some(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    pub(super) fn enter(&self, thread: Thread) {
+        self.lock().push(thread);
+    }
+
+    pub(super) fn leave(&self, thread: Thread) {
+        self.lock().retain(|other| *other != thread);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Thread>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StopLine for Control {
+    fn stop(&self, verdict: Verdict) {
+        // The request first, the kick after it; see `kick`.
+        let _ = self.verdict.set(verdict);
+        kick::kick_self();
+        let own = Thread::current();
+        for thread in self.lock().iter().filter(|thread| **thread != own) {
+            // SAFETY: a thread in the list has not left the run loop, so it has not ended.
+            unsafe { thread.kick() };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Success;
+
+    #[test]
+    fn the_first_verdict_stays() {
+        let control = Control::new(None, None);
+        assert!(!control.should_stop());
+        control.stop(Verdict::from_guest_code(3));
+        control.stop(Verdict::Success(Success::PowerOff));
+        assert!(control.should_stop());
+        assert_eq!(control.verdict(), Some(&Verdict::Failed { code: 3 }));
+    }
+
+    #[test]
+    fn time_and_signals_end_a_machine() {
+        let limit = Duration::from_secs(1);
+        let control = Control::new(Some((Instant::now(), limit)), None);
+        assert!(control.should_stop());
+        assert_eq!(control.verdict(), Some(&Verdict::TimedOut { limit }));
+
+        static SIGNAL: AtomicU8 = AtomicU8::new(0);
+        let control = Control::new(None, Some(&SIGNAL));
+        assert!(!control.should_stop());
+        SIGNAL.store(15, Ordering::SeqCst);
+        assert!(control.should_stop());
+        assert_eq!(control.verdict(), Some(&Verdict::Signal(15)));
+    }
+}

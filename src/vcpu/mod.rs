@@ -1,0 +1,16 @@
+//! vCPUs at work: the run loop, the requests that reach it, the threads.
+//!
+//! Called by `machine`; knows KVM's exits and the bus, no device and no machine.
+
+mod control;
+mod counts;
+mod halt;
+mod kick;
+mod run;
+mod thread;
+
+pub use control::Control;
+pub use counts::{Counts, Unclaimed, UnclaimedKind};
+pub use halt::HaltWatch;
+pub use run::{HypercallDevice, RunLoop};
+pub use thread::run_all;

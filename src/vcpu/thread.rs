@@ -1,0 +1,121 @@
+//! The threads that vCPUs run on: the first one on the caller's, each other on its own.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+
+use super::control::Control;
+use super::counts::Counts;
+use super::halt;
+use super::kick::{Target, Thread, Ticker};
+use super::run::RunLoop;
+use crate::verdict::{Refusal, StopLine, Verdict};
+
+/// How long to wait before the next look at a clock that the first look found early.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// Runs all vCPUs until the machine ends; gives back what they counted. The first runs on
+/// the calling thread: a thread costs start-up time, and a machine with one vCPU needs none.
+pub fn run_all(mut loops: Vec<RunLoop>, control: &Arc<Control>) -> Counts {
+    let mut total = Counts::default();
+    thread::scope(|scope| {
+        let others: Vec<_> = loops.drain(1..).map(|it| start(scope, it, control)).collect();
+        if let Some(mut first) = loops.pop() {
+            match drive(&mut first) {
+                Ok(counts) => total.add(&counts),
+                Err(e) => control.stop(refused(&e)),
+            }
+        }
+        for other in others.into_iter().flatten() {
+            match other.join() {
+                Ok(counts) => total.add(&counts),
+                Err(_) => control.stop(bug()),
+            }
+        }
+    });
+    total
+}
+
+fn start<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    mut it: RunLoop,
+    control: &Arc<Control>,
+) -> Option<thread::ScopedJoinHandle<'scope, Counts>> {
+    let builder = thread::Builder::new().name(format!("vcpu{}", it.vcpu.id()));
+    let stop = control.clone();
+    let spawned = builder.spawn_scoped(scope, move || {
+        block_process_signals();
+        drive(&mut it).unwrap_or_else(|e| {
+            stop.stop(refused(&e));
+            Counts::default()
+        })
+    });
+    spawned.map_err(|e| control.stop(refused(&e))).ok()
+}
+
+/// Signals to the process are the first thread's to take: it looks at them when it is
+/// interrupted, a vCPU thread would swallow them.
+fn block_process_signals() {
+    // SAFETY: the set is initialised by sigemptyset before it is used, and outlives the calls.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+            libc::sigaddset(&mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+    }
+}
+
+/// Ends the machine when a vCPU's thread goes, in whatever way: no other is left waiting.
+struct Entered<'c> {
+    control: &'c Control,
+    thread: Thread,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.control.leave(self.thread);
+        if thread::panicking() {
+            self.control.stop(bug());
+        }
+    }
+}
+
+fn drive(it: &mut RunLoop) -> io::Result<Counts> {
+    let control = it.control.clone();
+    // SAFETY: the byte lies in the vCPU's mapping; `it` outlives `_target`, which is dropped
+    // at the end of this function, on this thread.
+    let _target = unsafe { Target::new(it.vcpu.immediate_exit()) }?;
+    let thread = Thread::current();
+    control.enter(thread);
+    let _entered = Entered { control: &control, thread };
+    let _ticker = ticker(it)?;
+    // What was asked before this thread could be kicked is seen here.
+    if control.should_stop() {
+        return Ok(Counts::default());
+    }
+    Ok(it.run())
+}
+
+/// Ticks for the clock (the first vCPU looks at it) and for the halt watch (all do).
+fn ticker(it: &RunLoop) -> io::Result<Option<Ticker>> {
+    let left = it.control.time_left().filter(|_| it.vcpu.id() == 0);
+    let (first, period) = match (it.halt_watch.is_some(), left) {
+        (false, None) => return Ok(None),
+        (false, Some(left)) => (left, AGAIN),
+        (true, None) => (halt::PERIOD, halt::PERIOD),
+        (true, Some(left)) => (left.min(halt::PERIOD), halt::PERIOD),
+    };
+    Ticker::start(first, period).map(Some)
+}
+
+fn refused(e: &io::Error) -> Verdict {
+    let message = format!("the host refused a vCPU its thread, signal or timer: {e}");
+    Verdict::Refused { refusal: Refusal::Host, message }
+}
+
+fn bug() -> Verdict {
+    let message = "a vCPU's thread panicked; this is a bug in ringfence".to_owned();
+    Verdict::Refused { refusal: Refusal::Bug, message }
+}
