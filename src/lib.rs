@@ -2,6 +2,7 @@
 
 pub mod boot;
 pub mod bus;
+pub mod config;
 pub mod irq;
 pub mod kvm;
 pub mod mem;

@@ -11,7 +11,7 @@ mod vm;
 pub use caps::{Backend, Kvm};
 pub use exit::{Exit, ExitKind, InternalError, decode};
 pub use vcpu::{RunState, Vcpu};
-pub use vm::{Irqchip, SupportedCpuid, Vm};
+pub use vm::{SupportedCpuid, Vm};
 
 /// What KVM refused.
 #[derive(Debug, thiserror::Error)]

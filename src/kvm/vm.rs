@@ -9,26 +9,12 @@ use kvm_bindings::{
     KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
-use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Error, Kvm, Vcpu};
-use crate::irq::Gsi;
+use crate::irq::{Gsi, Irqchip};
 use crate::mem::{GuestMemory, GuestMemoryBackend, GuestMemoryRegion, layout};
 use crate::x86::cpuid::{Leaf, Policy};
-
-/// Which interrupt controllers KVM emulates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Irqchip {
-    /// None: HLT comes back to user space. Costs nothing.
-    None,
-    /// A local APIC for each vCPU.
-    Split,
-    /// Local APICs, I/O APIC, two PICs and the PIT. On some hosts the VM's end takes 12 to
-    /// 15 ms longer (it waits for readers of the in-kernel I/O bus).
-    Full,
-}
 
 /// The KVM hypercall that can be passed on to user space (KVM_HC_MAP_GPA_RANGE).
 pub(super) const HC_MAP_GPA_RANGE: u64 = 12;

@@ -44,10 +44,10 @@ impl Control {
         let signal = self.signal.map_or(0, |signal| signal.load(Ordering::SeqCst));
         if signal != 0 {
             self.stop(Verdict::Signal(signal));
-        } else if let Some((deadline, limit)) = self.deadline {
-            if Instant::now() >= deadline {
-                self.stop(Verdict::TimedOut { limit });
-            }
+        } else if let Some((deadline, limit)) = self.deadline
+            && Instant::now() >= deadline
+        {
+            self.stop(Verdict::TimedOut { limit });
         }
         self.verdict.get().is_some()
     }

@@ -1,12 +1,12 @@
 //! The state a vCPU starts in: what each boot protocol promises its image.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::segment::Segment;
 use super::{Cr0, Cr4, Efer, Rflags};
 
 /// What the processor runs at entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// 16-bit real mode.
