@@ -28,15 +28,21 @@ install_packages() {
 }
 
 # need() of the machine prints THING:PACKAGE, a line each.
+missing_packages() {
+	local pair
+	{
+		while read -r pair; do
+			have "${pair%:*}" || echo "${pair##*:}"
+		done < <(need)
+		# A busybox that needs libraries cannot be the first process.
+		! have busybox || ! ldd "$(command -v busybox)" >/dev/null 2>&1 || echo busybox-static
+	} | sort -u
+}
+
 need_packages() {
-	local pair missing=() sudo=''
-	while read -r pair; do
-		have "${pair%:*}" || missing+=("${pair##*:}")
-	done < <(need)
-	# A busybox that needs libraries cannot be the first process.
-	if have busybox && ldd "$(command -v busybox)" >/dev/null 2>&1; then missing+=(busybox-static); fi
+	local missing sudo=''
+	mapfile -t missing < <(missing_packages)
 	[ ${#missing[@]} -gt 0 ] || return 0
-	mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
 	[ "$(id -u)" = 0 ] || sudo='sudo '
 	[ -n "$install" ] || die "Debian packages are missing; install them with
     ${sudo}apt-get install -y --no-install-recommends ${missing[*]}

@@ -1,0 +1,96 @@
+# The parts of the test run. Sourced by scripts/test.
+# shellcheck shell=bash disable=SC2154  # scripts/test sets the options
+
+shell_scripts() {
+	printf '%s\n' .ci/run scripts/rig.d/*.bash scripts/rig.d/*-init scripts/test.d/* scripts/bench.d/*.bash
+	find scripts -maxdepth 1 -type f
+}
+
+unit_part() {
+	local scripts
+	step format cargo fmt --check || true
+	step clippy cargo clippy --locked --all-targets -- -D warnings || true
+	RUSTDOCFLAGS="-D warnings" step documentation cargo doc --locked --no-deps || true
+	if command -v shellcheck >/dev/null; then
+		mapfile -t scripts < <(shell_scripts)
+		step "shell scripts" shellcheck -x "${scripts[@]}" || true
+	else
+		could_not_run unit "shell scripts" "shellcheck is not installed"
+	fi
+	if cargo deny --version >/dev/null 2>&1; then
+		step "licences, advisories" cargo deny --locked check || true
+	else
+		not_run "licences, advisories" "cargo-deny is not installed"
+	fi
+	tests_step "unit tests" cargo test --locked --lib --bins --test layering
+	tests_step "documentation tests" cargo test --locked --doc
+}
+
+# Sets $programs (all integration tests) and $small (those whose source knows the
+# small set, by its variable) from what cargo says that it built.
+list_executables() {
+	local source program
+	programs=() small=()
+	step "build tests" cargo test --locked --no-run --test '*' || return 1
+	while read -r source program; do
+		[ "$source" != tests/layering.rs ] || continue	# ran with the unit tests
+		case $program in /*) ;; *) program=$PWD/$program ;; esac
+		programs+=("$program")
+		! grep -q RINGFENCE_TEST_SET "$source" || small+=("$program")
+	done < <(sed -n 's/^ *Executable \(tests\/[^ ]*\.rs\) (\(.*\))$/\1 \2/p' "$log")
+}
+
+names_of() { printf '%s\n' "${@##*/}" | tr '\n' ' '; }
+
+module_of_kvm() {
+	local m
+	for m in kvm_intel kvm_amd kvm_pvm; do
+		if [ -d /sys/module/$m ]; then echo $m; return; fi
+	done
+	echo "module unknown"
+}
+
+local_part() {
+	local name
+	name="integration tests, /dev/kvm ($(module_of_kvm))"
+	if [ ${#programs[@]} = 0 ]; then
+		could_not_run local "$name" "there are none"
+	elif ! (: <>/dev/kvm) 2>/dev/null; then
+		# Not a failure in CI either: the rigs are there for machines without.
+		not_run "integration tests, /dev/kvm" \
+			"$([ -e /dev/kvm ] && echo "/dev/kvm cannot be opened" || echo "no /dev/kvm here")"
+	else
+		programs_step "$name" "$(names_of "${programs[@]}")" \
+			timeout 1800 scripts/test.d/executables "${programs[@]}"
+	fi
+}
+
+# Runs programs in a rig. Its own failure, 125, is no result of the tests.
+rig_part() {	# part, name, program names, command
+	local before=${#rows[@]} p=$passed f=$failed s=$skipped
+	programs_step "${@:2}"
+	if [ "$code" = 125 ]; then
+		unset "rows[$before]"
+		passed=$p failed=$f skipped=$s
+		could_not_run "$1" "$2" "the rig failed: $(grep '^rig: ' "$log" | tail -n 1)"
+	fi
+}
+
+amd_part() {
+	local name="integration tests, kvm_amd (rig)"
+	[ ${#programs[@]} -gt 0 ] || { could_not_run amd "$name" "there are none"; return; }
+	rig_part amd "$name" "$(names_of "${programs[@]}")" \
+		scripts/rig amd --timeout 2400 --env "CARGO_MANIFEST_DIR=$PWD" -- \
+		"$PWD/scripts/test.d/executables" "${programs[@]}"
+}
+
+intel_part() {
+	local name="integration tests, kvm_intel (rig)" program carried=()
+	[ ${#small[@]} -gt 0 ] || { could_not_run intel "$name" "no test knows RINGFENCE_TEST_SET=small"; return; }
+	for program in "${small[@]}"; do carried+=(--add "$program"); done
+	carried+=(--add "$(dirname "${small[0]}")/../ringfence" --add "$PWD/guests" --add "$PWD/tests")
+	rig_part intel "$name" "$(names_of "${small[@]}")" \
+		scripts/rig intel --timeout 2400 --env "CARGO_MANIFEST_DIR=$PWD" \
+		--env RINGFENCE_TEST_SET=small --add "$PWD/scripts/test.d/executables" "${carried[@]}" -- \
+		sh "$PWD/scripts/test.d/executables" "${small[@]}"
+}
