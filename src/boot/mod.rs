@@ -2,6 +2,28 @@
 //!
 //! Called by `machine` with the image's bytes; knows guest memory and processor facts, no
 //! KVM and no device.
+//!
+//! One file a protocol, whose head describes the state it enters its image in; one row a
+//! protocol in `PROBES`, in the order in which they are asked. A new protocol is a file
+//! and a row (and a name in [`Protocol`]).
+//!
+//! Images are not trusted: a lying one is an [`Error`] that says what is wrong, and nothing
+//! here allocates or loops more than the image's own size allows.
+
+mod bios;
+mod bytes;
+mod elf;
+mod elf_file;
+mod entry;
+mod error;
+mod extras;
+mod flat;
+mod multiboot;
+mod place;
+mod pvh;
+mod start_info;
+
+pub use error::Error;
 
 use serde::Serialize;
 
@@ -26,6 +48,20 @@ pub enum Protocol {
     Linux,
 }
 
+impl Protocol {
+    /// The name that `--boot` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Flat => "flat",
+            Self::Elf => "elf",
+            Self::Multiboot => "multiboot",
+            Self::Multiboot2 => "multiboot2",
+            Self::Pvh => "pvh",
+            Self::Linux => "linux",
+        }
+    }
+}
+
 /// A file that is handed to the guest beside the image.
 #[derive(Clone, Copy, Debug)]
 pub struct Module<'a> {
@@ -40,6 +76,8 @@ pub struct Module<'a> {
 pub struct Request<'a> {
     /// The image file's bytes.
     pub image: &'a [u8],
+    /// Its name, which multiboot puts before the command line.
+    pub image_name: &'a str,
     /// The protocol asked for; found out from the image where `None`.
     pub protocol: Option<Protocol>,
     /// Mode in which a flat binary is entered.
@@ -56,6 +94,24 @@ pub struct Request<'a> {
     pub map: &'a MemoryMap,
     /// Where it goes.
     pub memory: &'a GuestMemory,
+}
+
+impl<'a> Request<'a> {
+    /// Asks for `image` and nothing else.
+    pub fn new(image: &'a [u8], map: &'a MemoryMap, memory: &'a GuestMemory) -> Self {
+        Self {
+            image,
+            image_name: "",
+            protocol: None,
+            entry: None,
+            load_address: None,
+            cmdline: "",
+            modules: &[],
+            initrd: None,
+            map,
+            memory,
+        }
+    }
 }
 
 /// Something that was put into guest memory.
@@ -78,4 +134,117 @@ pub struct Loaded {
     pub cpu: CpuInit,
     /// All that was placed, in ascending order.
     pub placed: Vec<Placed>,
+}
+
+/// What an image is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Found {
+    /// The protocol it asks for.
+    pub protocol: Protocol,
+    /// The same in words: "multiboot 1, ELF32".
+    pub description: String,
+}
+
+/// One row of the table of protocols.
+struct Probe {
+    protocol: Protocol,
+    /// What the image is, in words, if it is one of these.
+    probe: fn(&[u8]) -> Option<String>,
+    /// Loads it; `Loaded::description` starts as the probe's words.
+    load: fn(&Request<'_>) -> Result<Loaded, Error>,
+}
+
+/// In this order: a bzImage may hold any bytes, a kernel may carry several headers and
+/// the richer protocol wins, plain ELF is what is left, and 55 AA at the end of a sector
+/// is the weakest sign.
+const PROBES: &[Probe] = &[
+    Probe { protocol: Protocol::Multiboot, probe: multiboot::probe, load: multiboot::load },
+    Probe { protocol: Protocol::Pvh, probe: pvh::probe, load: pvh::load },
+    Probe { protocol: Protocol::Elf, probe: elf::probe, load: elf::load },
+    Probe { protocol: Protocol::Flat, probe: flat::probe, load: flat::load },
+];
+
+/// Finds out what an image is.
+pub fn probe(image: &[u8]) -> Result<Found, Error> {
+    match find(image) {
+        Some((row, description)) => Ok(Found { protocol: row.protocol, description }),
+        None => Err(Error::NotUnderstood { looks_like: looks_like(image) }),
+    }
+}
+
+/// Loads an image and all that goes with it into guest memory, which is fresh.
+pub fn load(request: &Request<'_>) -> Result<Loaded, Error> {
+    check_texts(request)?;
+    (choose(request)?.load)(request)
+}
+
+fn find(image: &[u8]) -> Option<(&'static Probe, String)> {
+    PROBES.iter().find_map(|row| Some((row, (row.probe)(image)?)))
+}
+
+/// The row that loads what is asked for.
+fn choose(request: &Request<'_>) -> Result<&'static Probe, Error> {
+    let found = find(request.image);
+    if let Some(protocol) = request.protocol {
+        let rows = || PROBES.iter().filter(|row| row.protocol == protocol);
+        let fits = rows().find(|row| (row.probe)(request.image).is_some());
+        let row = fits.or_else(|| rows().next()).ok_or_else(|| {
+            Error::usage(format!("no way to load an image as {}", protocol.name()))
+        })?;
+        flat_options_only_for_flat(request, row, protocol.name())?;
+        return Ok(row);
+    }
+    match found {
+        Some((row, description)) => {
+            flat_options_only_for_flat(request, row, &description)?;
+            Ok(row)
+        }
+        None if request.entry.is_some() && !request.image.is_empty() => Ok(PROBES
+            .iter()
+            .find(|row| row.protocol == Protocol::Flat)
+            .ok_or_else(|| Error::usage("no way to load a flat binary"))?),
+        None => Err(Error::NotUnderstood { looks_like: looks_like(request.image) }),
+    }
+}
+
+/// `--entry` and `--load-address` would be ignored by every other protocol, silently.
+fn flat_options_only_for_flat(request: &Request<'_>, row: &Probe, what: &str) -> Result<(), Error> {
+    let given = request.entry.is_some() || request.load_address.is_some();
+    if row.protocol == Protocol::Flat || !given {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "--entry and --load-address are for flat binaries, and the image is another thing ({what}): leave them out, or add --boot flat"
+    )))
+}
+
+/// All that reaches the guest as a string ends in a NUL there.
+fn check_texts(request: &Request<'_>) -> Result<(), Error> {
+    let own = [("command line", request.cmdline), ("image's name", request.image_name)];
+    let modules = request.modules.iter().map(|module| ("module's arguments", module.cmdline));
+    match own.into_iter().chain(modules).find(|(_, text)| text.contains('\0')) {
+        Some((what, text)) => Err(Error::usage(format!(
+            "the {what} {text:?} holds a NUL, where the guest would see its end: take it out"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// What can be said of an image that no protocol knows.
+fn looks_like(image: &[u8]) -> String {
+    const WELL_KNOWN: &[(&[u8], &str)] = &[
+        (b"\x7FELF", "an ELF file for another processor, or a damaged one"),
+        (b"MZ", "a DOS or UEFI program"),
+        (b"\x1F\x8B", "compressed with gzip: unpack it first"),
+        (b"\x28\xB5\x2F\xFD", "compressed with zstd: unpack it first"),
+        (b"\xFD7zXZ", "compressed with xz: unpack it first"),
+        (b"QFI\xFB", "a qcow2 disk image"),
+        (b"#!", "a script"),
+    ];
+    let head = &image[..image.len().min(4)];
+    match WELL_KNOWN.iter().find(|(magic, _)| image.starts_with(magic)) {
+        _ if image.is_empty() => "it is empty".to_owned(),
+        Some((_, what)) => (*what).to_owned(),
+        None => format!("{} bytes, the first are {head:02x?}", image.len()),
+    }
 }

@@ -40,6 +40,12 @@ impl Range {
     }
 }
 
+impl std::fmt::Display for Range {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x}..{:#x}", self.start, self.end)
+    }
+}
+
 /// What a range is to the guest. The numbers are those of ACPI's address range types
 /// (ACPI 6.5, table 15.4), which E820, multiboot and PVH share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

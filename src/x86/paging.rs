@@ -62,10 +62,11 @@ impl<'m> PageTables<'m> {
     /// Maps the pages that hold `virt..virt + len` to those at `phys`, writable and
     /// executable. `virt` and `phys` lie at the same offset in their pages.
     pub fn map(&mut self, virt: u64, phys: u64, len: u64) -> Result<(), Error> {
-        let end = virt.checked_add(len).map_or(0, |end| end.next_multiple_of(PAGE_SIZE));
+        // Wraps to 0 for the last page of the address space.
+        let end = virt.checked_add(len).and_then(|end| end.checked_next_multiple_of(PAGE_SIZE));
+        let end = end.unwrap_or(0);
         let mut at = virt & !(PAGE_SIZE - 1);
         let mut to = phys & !(PAGE_SIZE - 1);
-        // `!=`: the last page of the address space ends at 0.
         while at != end {
             let step = if (at | to) & (LARGE_PAGE - 1) == 0 && end.wrapping_sub(at) >= LARGE_PAGE {
                 self.map_page(at, to | LARGE, 1)?;
@@ -80,6 +81,27 @@ impl<'m> PageTables<'m> {
         Ok(())
     }
 
+    /// Identity-maps what of `0..len` is not mapped yet. `len` is a multiple of 2 MiB.
+    pub fn fill_identity(&mut self, len: u64) -> Result<(), Error> {
+        for at in (0..len).step_by(LARGE_PAGE as usize) {
+            match self.map(at, at, LARGE_PAGE) {
+                Err(Error::Taken { .. }) => self.fill_large_page(at)?,
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_large_page(&mut self, start: u64) -> Result<(), Error> {
+        for at in (start..start + LARGE_PAGE).step_by(PAGE_SIZE as usize) {
+            match self.map(at, at, PAGE_SIZE) {
+                Err(Error::Taken { .. }) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the entry for `virt` at `level` (0: 4 KiB, 1: 2 MiB).
     fn map_page(&mut self, virt: u64, target: u64, level: u32) -> Result<(), Error> {
         if (virt as i64) << 16 >> 16 != virt as i64 {
@@ -90,8 +112,8 @@ impl<'m> PageTables<'m> {
             let slot = slot(table, virt, above);
             let entry: u64 = self.memory.read_obj(slot)?;
             if entry & LARGE != 0 {
-                let same =
-                    entry & ADDRESS & !(LARGE_PAGE - 1) == target & !(LARGE_PAGE - 1) & ADDRESS;
+                let offset = virt & (LARGE_PAGE - 1) & ADDRESS;
+                let same = entry & ADDRESS & !(LARGE_PAGE - 1) | offset == target & ADDRESS;
                 return if same { Ok(()) } else { Err(Error::Taken { virt }) };
             }
             table = if entry & PRESENT != 0 { entry & ADDRESS } else { self.add_table(slot)? };
@@ -159,10 +181,40 @@ mod tests {
     }
 
     #[test]
+    fn identity_goes_around_what_is_mapped() {
+        let memory = mem::create(16 << 20).unwrap();
+        let mut tables = PageTables::new(&memory, GuestAddress(0x8_0000), 16);
+        tables.map(0x40_2000, 0x10_0000, 0x1000).unwrap();
+        tables.map(0x60_0000, 0x80_0000, 0x20_0000).unwrap();
+        tables.fill_identity(4 << 30).unwrap();
+        let root = tables.root();
+        for (virt, phys) in [
+            (0x40_1FFF, 0x40_1FFF),
+            (0x40_2000, 0x10_0000),
+            (0x40_3000, 0x40_3000),
+            (0x60_0000, 0x80_0000),
+            (0x80_0000, 0x80_0000),
+            (0xFFFF_FFFF, 0xFFFF_FFFF),
+        ] {
+            assert_eq!(walk(&memory, root, virt), Some(phys), "{virt:#x}");
+        }
+    }
+
+    #[test]
+    fn a_page_inside_a_large_page_keeps_its_place() {
+        let memory = mem::create(1 << 20).unwrap();
+        let mut tables = PageTables::new(&memory, GuestAddress(0), 8);
+        tables.map(0, 0, 2 << 20).unwrap();
+        tables.map(0x3000, 0x3000, 4096).unwrap();
+        assert!(matches!(tables.map(0x3000, 0x4000, 4096), Err(Error::Taken { virt: 0x3000 })));
+    }
+
+    #[test]
     fn the_last_page_of_the_address_space() {
         let memory = mem::create(1 << 20).unwrap();
         let mut tables = PageTables::new(&memory, GuestAddress(0), 8);
         tables.map(0xFFFF_FFFF_FFFF_F000, 0x5000, 0x1000).unwrap();
+        tables.map(0xFFFF_FFFF_FFFF_F000, 0x5000, 0xFFF).unwrap();
         assert_eq!(walk(&memory, tables.root(), 0xFFFF_FFFF_FFFF_FFFF), Some(0x5FFF));
     }
 

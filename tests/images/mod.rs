@@ -1,0 +1,119 @@
+//! Small images of every kind, built byte by byte, for the tests and the fuzz target of the
+//! loaders.
+#![allow(dead_code)] // each test uses its own part
+
+/// One ELF program header to be.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    pub kind: u32,
+    pub virt: u64,
+    pub phys: u64,
+    pub bytes: Vec<u8>,
+    pub len: u64,
+}
+
+pub const PT_LOAD: u32 = 1;
+pub const PT_DYNAMIC: u32 = 2;
+pub const PT_INTERP: u32 = 3;
+pub const PT_NOTE: u32 = 4;
+
+impl Segment {
+    /// PT_LOAD with `bytes` and as many zeroes as make `len`.
+    pub fn load(virt: u64, phys: u64, bytes: &[u8], len: u64) -> Self {
+        Self { kind: PT_LOAD, virt, phys, bytes: bytes.to_vec(), len }
+    }
+
+    pub fn other(kind: u32, bytes: &[u8]) -> Self {
+        Self { kind, virt: 0, phys: 0, bytes: bytes.to_vec(), len: bytes.len() as u64 }
+    }
+
+    pub fn note(owner: &str, kind: u32, descriptor: &[u8]) -> Self {
+        let mut owner = [owner.as_bytes(), &[0]].concat();
+        let mut bytes = Vec::new();
+        for word in [owner.len() as u32, descriptor.len() as u32, kind] {
+            bytes.extend(word.to_le_bytes());
+        }
+        owner.resize(owner.len().next_multiple_of(4), 0);
+        bytes.extend(owner);
+        bytes.extend(descriptor);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        Self::other(PT_NOTE, &bytes)
+    }
+}
+
+pub const ET_EXEC: u16 = 2;
+pub const ET_DYN: u16 = 3;
+
+fn ident(class: u8) -> Vec<u8> {
+    let mut image = b"\x7FELF".to_vec();
+    image.extend([class, 1, 1]);
+    image.resize(16, 0);
+    image
+}
+
+/// An ELF64 file for x86-64: header, program headers, bytes in order.
+pub fn elf64(kind: u16, entry: u64, segments: &[Segment]) -> Vec<u8> {
+    let mut image = ident(2);
+    image.extend(kind.to_le_bytes());
+    image.extend(62_u16.to_le_bytes());
+    image.extend(1_u32.to_le_bytes());
+    for word in [entry, 64, 0] {
+        image.extend(word.to_le_bytes());
+    }
+    image.extend(0_u32.to_le_bytes());
+    for half in [64, 56, segments.len() as u16, 64, 0, 0] {
+        image.extend(u16::to_le_bytes(half));
+    }
+    let mut offset = 64 + 56 * segments.len() as u64;
+    for s in segments {
+        image.extend(s.kind.to_le_bytes());
+        image.extend(7_u32.to_le_bytes());
+        for word in [offset, s.virt, s.phys, s.bytes.len() as u64, s.len, 4] {
+            image.extend(word.to_le_bytes());
+        }
+        offset += s.bytes.len() as u64;
+    }
+    segments.iter().for_each(|s| image.extend(&s.bytes));
+    image
+}
+
+/// An ELF32 file for the 80386.
+pub fn elf32(kind: u16, entry: u32, segments: &[Segment]) -> Vec<u8> {
+    let mut image = ident(1);
+    image.extend(kind.to_le_bytes());
+    image.extend(3_u16.to_le_bytes());
+    for word in [1, entry, 52, 0, 0] {
+        image.extend(u32::to_le_bytes(word));
+    }
+    for half in [52, 32, segments.len() as u16, 40, 0, 0] {
+        image.extend(u16::to_le_bytes(half));
+    }
+    let mut offset = 52 + 32 * segments.len() as u32;
+    for s in segments {
+        let len = s.bytes.len() as u32;
+        for word in [s.kind, offset, s.virt as u32, s.phys as u32, len, s.len as u32, 7, 4] {
+            image.extend(word.to_le_bytes());
+        }
+        offset += len;
+    }
+    segments.iter().for_each(|s| image.extend(&s.bytes));
+    image
+}
+
+fn words(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// A multiboot 1 header.
+pub fn multiboot_header(flags: u32, addresses: &[u32]) -> Vec<u8> {
+    let magic = 0x1BAD_B002_u32;
+    let checksum = 0_u32.wrapping_sub(magic).wrapping_sub(flags);
+    [words(&[magic, flags, checksum]), words(addresses)].concat()
+}
+
+/// 512 bytes that end in 55 AA.
+pub fn boot_sector() -> Vec<u8> {
+    let mut sector = vec![0xF4; 510];
+    sector.extend([0x55, 0xAA]);
+    sector
+}
