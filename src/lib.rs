@@ -4,6 +4,7 @@ pub mod boot;
 pub mod bus;
 pub mod config;
 pub mod guests;
+pub mod devices;
 pub mod irq;
 pub mod kvm;
 pub mod mem;
