@@ -16,10 +16,10 @@ mod list;
 /// How a kind of image is compiled and linked.
 struct Recipe {
     name: &'static str,
-    /// -m16, -m32 or -m64, and what else the compiler must know.
+    /// -m16, -m32 or -m64, and what else cc must know; they override `FLAGS`.
     flags: &'static [&'static str],
-    /// Linker script and files that come before the guest's own sources, all in guests/lib.
-    script: &'static str,
+    /// Linker script and start-up files, in guests/lib.
+    link: &'static str,
     start: &'static [&'static str],
     /// A flat file; otherwise ELF.
     flat: bool,
@@ -27,13 +27,29 @@ struct Recipe {
 
 #[rustfmt::skip]
 const RECIPES: &[Recipe] = &[
-    Recipe { name: "boot16", flags: &["-m16", "-Os"], script: "boot.ld", start: &["start16.S", "serial.c"], flat: true },
-    Recipe { name: "flat32", flags: &["-m32", "-O2"], script: "flat.ld", start: &["start32.S", "serial.c"], flat: true },
-    Recipe { name: "flat64", flags: &["-m64", "-O2"], script: "flat.ld", start: &["start64.S", "serial.c"], flat: true },
+    Recipe { name: "boot16", flags: &["-m16", "-Os"], link: "boot.ld", start: &["start16.S"], flat: true },
+    Recipe { name: "flat16", flags: &["-m16", "-Os", "-Wl,--defsym=load_address=0x8000"], link: "flat.ld", start: &["start16.S"], flat: true },
+    Recipe { name: "flat32", flags: &["-m32"], link: "flat.ld", start: &["start32.S"], flat: true },
+    Recipe { name: "flat64", flags: &["-m64"], link: "flat.ld", start: &["start64.S"], flat: true },
+    Recipe { name: "elf32", flags: &["-m32"], link: "elf.ld", start: &["start32.S"], flat: false },
+    Recipe { name: "elf64", flags: &["-m64"], link: "elf.ld", start: &["start64.S"], flat: false },
+    Recipe { name: "high64", flags: &["-m64", "-mcmodel=kernel"], link: "high.ld", start: &["start64.S"], flat: false },
+    Recipe { name: "mb1", flags: &["-m32"], link: "elf.ld", start: &["multiboot1.S", "start32.S"], flat: false },
+    Recipe { name: "mb1-flat", flags: &["-m32", "-DADDRESS_FIELDS"], link: "flat.ld", start: &["multiboot1.S", "start32.S"], flat: true },
+    Recipe { name: "mb1-64", flags: &["-m64"], link: "elf.ld", start: &["multiboot1.S", "enter64.S", "start64.S"], flat: false },
+    Recipe { name: "mb2", flags: &["-m32"], link: "elf.ld", start: &["multiboot2.S", "start32.S"], flat: false },
+    Recipe { name: "mb2-flat", flags: &["-m32", "-DADDRESS_FIELDS"], link: "flat.ld", start: &["multiboot2.S", "start32.S"], flat: true },
+    Recipe { name: "mb2-64", flags: &["-m64"], link: "elf.ld", start: &["multiboot2.S", "enter64.S", "start64.S"], flat: false },
+    Recipe { name: "pvh32", flags: &["-m32"], link: "elf.ld", start: &["pvh.S", "start32.S"], flat: false },
+    Recipe { name: "pvh64", flags: &["-m64"], link: "elf.ld", start: &["pvh.S", "enter64.S", "start64.S"], flat: false },
+    Recipe { name: "linux32", flags: &["-m32", "-DINFO=esi"], link: "linux.ld", start: &["linux.S", "start32.S"], flat: true },
+    Recipe { name: "linux64", flags: &["-m64", "-DINFO=rsi"], link: "linux.ld", start: &["linux.S", "start64.S"], flat: true },
+    Recipe { name: "vmlinux", flags: &["-m64", "-DINFO=rsi"], link: "elf.ld", start: &["start64.S"], flat: false },
 ];
 
 /// No SSE, no red zone (interrupts use the stack below RSP), nothing that needs a C library.
 const FLAGS: &[&str] = &[
+    "-O2",
     "-ffreestanding",
     "-fno-pic",
     "-fno-pie",
@@ -50,7 +66,7 @@ const FLAGS: &[&str] = &[
     "-no-pie",
     "-Wl,--build-id=none",
     "-Wl,-z,noexecstack",
-    "-Wl,-z,max-page-size=4096",
+    "-Wl,-n", // segments need no page alignment in the file
 ];
 
 fn main() {
@@ -102,12 +118,12 @@ fn compile(recipe: &str, sources: &[String], guests: &Path, output: &Path) -> Re
         .ok_or(format!("no recipe {recipe} in build.rs"))?;
     let lib = guests.join("lib");
     let mut cc = Command::new("cc");
-    cc.args(recipe.flags).args(FLAGS).arg("-I").arg(&lib);
-    cc.arg("-T").arg(lib.join(recipe.script));
+    cc.args(FLAGS).args(recipe.flags).arg("-I").arg(&lib);
+    cc.arg("-T").arg(lib.join(recipe.link));
     cc.arg(if recipe.flat { "-Wl,--oformat=binary" } else { "-Wl,-s" });
     cc.arg("-o").arg(output);
     cc.args(recipe.start.iter().map(|file| lib.join(file)));
-    cc.args(sources.iter().map(|file| guests.join(file)));
+    cc.args(with_library(sources.iter().map(|file| guests.join(file)).collect(), &lib)?);
     let done = cc.output().map_err(|e| {
         format!("cannot start cc: {e} (a C compiler for x86 builds the guests: install gcc)")
     })?;
@@ -115,6 +131,27 @@ fn compile(recipe: &str, sources: &[String], guests: &Path, output: &Path) -> Re
         return Ok(());
     }
     Err(format!("cc failed: {cc:?}\n{}", String::from_utf8_lossy(&done.stderr)))
+}
+
+/// The sources and what they need of the library: NAME.c and NAME.S for every "NAME.h" included.
+fn with_library(mut sources: Vec<PathBuf>, lib: &Path) -> Result<Vec<PathBuf>, String> {
+    let mut next = 0;
+    while let Some(path) = sources.get(next) {
+        let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        for line in text.lines() {
+            let Some(header) = line.strip_prefix("#include \"") else { continue };
+            let header = lib.join(header.trim_end_matches('"'));
+            let needed = [header.clone(), header.with_extension("c"), header.with_extension("S")];
+            for file in needed.into_iter().filter(|file| file.exists()) {
+                if !sources.contains(&file) {
+                    sources.push(file);
+                }
+            }
+        }
+        next += 1;
+    }
+    sources.retain(|path| path.extension() != Some("h".as_ref()));
+    Ok(sources)
 }
 
 /// The Rust source of the table: one static an image, shared by its rows, and one item a row.

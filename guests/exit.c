@@ -3,6 +3,7 @@
  * code=N  the code; port=N  the debug exit to use (0xF4 or 0x501); width=8|16|32  of the write.
  */
 #include "guest.h"
+#include "print.h"
 #include "start_info.h"
 
 int guest(uint32_t magic, uintptr_t info)

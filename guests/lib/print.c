@@ -1,4 +1,5 @@
 /* A printf of forty lines, in a file of its own: a boot sector has no room for it. */
+#include "print.h"
 #include <stdarg.h>
 #include "serial.h"
 

@@ -15,6 +15,3 @@ void put_char(char c);
 void put_text(const char *text);
 void put_hex(unsigned long value);
 char get_char(void);
-
-/* The few conversions that the guests need: %s %c %u %x %02x %lx %llx %%. */
-void print(const char *format, ...) __attribute__((format(printf, 1, 2)));
