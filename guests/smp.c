@@ -1,0 +1,71 @@
+/*
+ * SMP: starts the other processors by INIT and SIPI through the local APIC (Intel SDM vol. 3,
+ * 9.4.4); each reports, and the first ends the machine when all are there. cpus=N: how many.
+ */
+#include "smp.h"
+#include "cpuid.h"
+#include "guest.h"
+#include "paging.h"
+#include "print.h"
+#include "start_info.h"
+#include "trap.h"
+
+enum { APIC = 0xFEE00000, APIC_SPURIOUS = 0xF0, APIC_ICR = 0x300, APIC_ENABLE = 0x1FF };
+enum { ALL_BUT_ME = 0xC0000, ASSERT = 0x4000, INIT = 0x500, STARTUP = 0x600 };
+enum { TRAMPOLINE = 0x8000, MAX_CPUS = 16 };
+
+static volatile uint32_t apic_ids[MAX_CPUS];
+static volatile uint32_t arrived;
+
+/* Every processor but the first comes here from the trampoline, on a stack of its own. */
+void processor(uint32_t index)
+{
+    apic_ids[index] = cpuid(1).ebx >> 24;
+    __atomic_add_fetch(&arrived, 1, __ATOMIC_SEQ_CST);
+    for (;;)
+        asm volatile("cli; hlt");
+}
+
+static void apic_write(uint32_t offset, uint32_t value)
+{
+    *(volatile uint32_t *)(uintptr_t)(APIC + offset) = value;
+}
+
+static void pause_a_little(void)
+{
+    for (unsigned i = 0; i < 1000; i++)
+        asm volatile("pause");
+}
+
+static void start_others(void)
+{
+    const char *from = trampoline;
+
+    for (char *to = (char *)TRAMPOLINE; from < trampoline_end; from++, to++)
+        *(volatile char *)to = *from;
+    apic_write(APIC_SPURIOUS, APIC_ENABLE);
+    apic_write(APIC_ICR, ALL_BUT_ME | ASSERT | INIT);
+    pause_a_little(); /* 10 ms on hardware of 1997, nothing here */
+    apic_write(APIC_ICR, ALL_BUT_ME | ASSERT | STARTUP | TRAMPOLINE >> 12);
+    pause_a_little();
+    apic_write(APIC_ICR, ALL_BUT_ME | ASSERT | STARTUP | TRAMPOLINE >> 12);
+}
+
+int guest(uint32_t magic, uintptr_t info)
+{
+    uint32_t cpus = cmdline_number(start_info_cmdline(info), "cpus", 2);
+
+    (void)magic;
+    if (cpus > MAX_CPUS)
+        return 1;
+    trap_install();
+    map_identity(4, 0); /* our own tables: the trampoline may land on those that we came with */
+    print("cpu 0 apic_id=%u\n", cpuid(1).ebx >> 24);
+    start_others();
+    while (arrived < cpus - 1)
+        asm volatile("pause");
+    for (uint32_t i = 1; i < cpus; i++)
+        print("cpu %u apic_id=%u\n", i, apic_ids[i]);
+    print("arrived=%u\n", arrived + 1);
+    return 0;
+}
