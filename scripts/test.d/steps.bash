@@ -2,8 +2,7 @@
 # shellcheck shell=bash disable=SC2154  # scripts/test sets the options
 
 shell_scripts() {
-	printf '%s\n' .ci/run scripts/rig.d/*.bash scripts/rig.d/*-init scripts/test.d/* scripts/bench.d/*.bash
-	find scripts -maxdepth 1 -type f
+	grep -rlE '^#!.*sh$|shellcheck shell=' .ci scripts
 }
 
 unit_part() {
@@ -42,17 +41,9 @@ list_executables() {
 
 names_of() { printf '%s\n' "${@##*/}" | tr '\n' ' '; }
 
-module_of_kvm() {
-	local m
-	for m in kvm_intel kvm_amd kvm_pvm; do
-		if [ -d /sys/module/$m ]; then echo $m; return; fi
-	done
-	echo "module unknown"
-}
-
 local_part() {
 	local name
-	name="integration tests, /dev/kvm ($(module_of_kvm))"
+	name="integration tests, /dev/kvm ($(backend))"
 	if [ ${#programs[@]} = 0 ]; then
 		could_not_run local "$name" "there are none"
 	elif ! (: <>/dev/kvm) 2>/dev/null; then
