@@ -544,6 +544,168 @@ fn pvh_elf32_and_elf64() {
     assert!(boot::load(&request).unwrap_err().to_string().contains("no note of type 18"));
 }
 
+/// The zero page (Linux, Documentation/arch/x86/zero-page.rst) without the setup header.
+fn check_zero_page(bench: &Bench, at: u64, cmdline: &str, initrd: Option<&[u8]>) {
+    assert_eq!(at % 4096, 0);
+    assert_eq!(bench.bytes(at, 0x1E0), [0; 0x1E0], "no screen, no APM, nothing above 4 GiB");
+    assert_eq!(bench.u32(at + 0x1E0), 63 * 1024, "alt_mem_k");
+    assert_eq!(bench.u16(at + 0x1E8), bench.map.entries.len() as u16);
+    assert_eq!(bench.u32(at + 0x1EC), 0, "the sentinel at 0x1EF");
+    assert_eq!(bench.u16(at + 0x1FE), 0xAA55);
+    assert_eq!(bench.bytes(at + 0x202, 4), b"HdrS");
+    assert_eq!(bench.u16(at + 0x206), 0x20F);
+    assert_eq!(bench.u16(at + 0x210), 0x01FF, "type_of_loader, loadflags");
+    assert_eq!(bench.text(u64::from(bench.u32(at + 0x228))), cmdline);
+    let ramdisk = (u64::from(bench.u32(at + 0x218)), bench.u32(at + 0x21C) as usize);
+    match initrd {
+        Some(data) => {
+            assert_eq!((ramdisk.0 % 4096, ramdisk.1), (0, data.len()));
+            assert_eq!(bench.bytes(ramdisk.0, data.len()), data);
+        }
+        None => assert_eq!(ramdisk, (0, 0)),
+    }
+    for (i, (range, kind)) in bench.map.entries.iter().enumerate() {
+        let entry = at + 0x2D0 + 20 * i as u64;
+        assert_eq!((bench.u64(entry), bench.u64(entry + 8)), (range.start, range.len()));
+        assert_eq!(bench.u32(entry + 16), *kind as u32);
+    }
+}
+
+#[test]
+fn bzimage_64_bit() {
+    let bench = Bench::new();
+    let kernel = BzImage::modern();
+    let image = kernel.bytes();
+    let mut request = bench.request(&image);
+    request.cmdline = "console=ttyS0 quiet";
+    request.initrd = Some(&[5; 5000]);
+    let loaded = boot::load(&request).unwrap();
+    assert_eq!(loaded.description, "Linux bzImage, protocol 2.15, 64-bit entry");
+    check_long(&loaded);
+    check_identity(&bench, &loaded);
+    bench.check_descriptors(&loaded);
+    let rsi = loaded.cpu.regs.rsi;
+    assert_eq!(loaded.cpu.regs, Regs { rip: 0x100_0200, rsi, ..Regs::default() });
+    assert_eq!((loaded.cpu.cs.selector, loaded.cpu.data.selector), (0x10, 0x18));
+    assert_eq!(bench.bytes(0x100_0000, 0x1000), kernel.kernel);
+    check_zero_page(&bench, rsi, "console=ttyS0 quiet", Some(&[5; 5000]));
+    assert_eq!(bench.u32(rsi + 0x214), 0x100_0000, "code32_start");
+    assert_eq!(bench.bytes(rsi + 0x22C, 0x38), image[0x22C..0x264], "the header as it was");
+    assert_eq!(u64::from(bench.u32(rsi + 0x218)), 64 * MIB - 0x2000, "initrd at the top");
+    let room = loaded.placed.iter().find(|p| p.range.start == 0x100_0000).unwrap();
+    assert_eq!(room.range.end, 0x110_0000);
+}
+
+#[test]
+fn bzimage_initrd_stays_below_its_limit() {
+    let bench = Bench::new();
+    let image = BzImage { initrd_max: 0x1FF_FFFF, ..BzImage::modern() }.bytes();
+    let mut request = bench.request(&image);
+    request.initrd = Some(&[5; 4096]);
+    let zero_page = boot::load(&request).unwrap().cpu.regs.rsi;
+    assert_eq!(bench.u32(zero_page + 0x218), 0x1FF_F000);
+}
+
+#[test]
+fn bzimage_32_bit() {
+    let memtest = BzImage {
+        xload_flags: 4,
+        relocatable: 0,
+        pref_address: 0x10_0000,
+        code32_start: 0x10_0010,
+        ..BzImage::modern()
+    };
+    let bench = Bench::new();
+    let loaded = bench.load(&memtest.bytes()).unwrap();
+    assert_eq!(loaded.description, "Linux bzImage, protocol 2.15, 32-bit entry");
+    check_protected(&loaded);
+    bench.check_descriptors(&loaded);
+    let rsi = loaded.cpu.regs.rsi;
+    assert_eq!(loaded.cpu.regs, Regs { rip: 0x10_0010, rsi, ..Regs::default() });
+    assert_eq!((loaded.cpu.cs.selector, loaded.cpu.data.selector), (0x10, 0x18));
+    assert_eq!(bench.bytes(0x10_0000, 0x1000), memtest.kernel);
+    check_zero_page(&bench, rsi, "", None);
+
+    // What is not relocatable moves itself to pref_address, and needs its room there.
+    let bench = Bench::new();
+    let far = BzImage { pref_address: 0x20_0000, ..memtest };
+    let loaded = bench.load(&far.bytes()).unwrap();
+    assert_eq!(bench.bytes(0x10_0000, 0x1000), far.kernel);
+    let room = loaded.placed.iter().find(|p| p.range.start == 0x10_0000).unwrap();
+    assert_eq!(room.range.end, 0x30_0000);
+
+    // Fields younger than the version count for nothing.
+    let old = BzImage { version: 0x202, xload_flags: 1, ..BzImage::modern() };
+    let bench = Bench::new();
+    let loaded = bench.load(&old.bytes()).unwrap();
+    assert_eq!((loaded.cpu.mode, loaded.cpu.regs.rip), (Mode::Protected, 0x10_0000));
+}
+
+#[test]
+fn lying_bzimages_are_refused_in_words() {
+    let modern = BzImage::modern;
+    let cases = [
+        (BzImage { load_flags: 0, ..modern() }, "zImage"),
+        (BzImage { init_size: 64 << 20, ..modern() }, "lies beyond the guest's memory of 64 MiB"),
+        (BzImage { init_size: u32::MAX, ..modern() }, "where no machine has RAM"),
+        (BzImage { pref_address: u64::MAX, ..modern() }, "not between 1 MiB and 3 GiB"),
+        (BzImage { pref_address: 0x1000, ..modern() }, "not between 1 MiB and 3 GiB"),
+        (BzImage { pref_address: 1 << 32, relocatable: 0, ..modern() }, "not between"),
+        (BzImage { alignment: 0xFFFF_FFFF, ..modern() }, "not between 1 MiB and 3 GiB"),
+        (BzImage { code32_start: 0x9000, xload_flags: 0, ..modern() }, "is outside of it"),
+        (BzImage { kernel: vec![0; 0x200], ..modern() }, "before its 64-bit entry point"),
+        (BzImage { kernel: vec![], ..modern() }, "is it truncated?"),
+    ];
+    for (image, text) in cases {
+        let refusal = Bench::new().refusal(&image.bytes());
+        assert!(refusal.contains(text), "{refusal:?} does not say {text:?}");
+    }
+    let image = modern().bytes();
+    for len in [0x206, 0x210, 0x230, 0x270, 600, 2000, image.len() - 16] {
+        let refusal = Bench::new().refusal(&image[..len]);
+        assert!(refusal.contains("truncated"), "{refusal}");
+    }
+    let bench = Bench::new();
+    let mut request = bench.request(&image);
+    let long = "x".repeat(2048);
+    request.cmdline = &long;
+    let error = boot::load(&request).unwrap_err();
+    assert!(error.is_usage() && error.to_string().contains("this kernel takes 2047"), "{error}");
+    request.cmdline = &long[1..];
+    boot::load(&request).unwrap();
+    request.modules = &[Module { data: &[], cmdline: "" }];
+    assert!(boot::load(&request).unwrap_err().is_usage());
+}
+
+#[test]
+fn vmlinux_64_bit() {
+    let bench = Bench::new();
+    let code = Segment::load(0xFFFF_FFFF_8100_0000, 0x100_0000, &[0xF4; 64], 4096);
+    let percpu = Segment::load(0, 0x100_1000, &[1; 64], 64);
+    let notes = [
+        Segment::note("Linux", 257, &[0; 4]),
+        Segment::note("Xen", 18, &0x100_0000_u64.to_le_bytes()),
+    ];
+    let [linux, xen] = notes;
+    let image = elf64(ET_EXEC, 0x100_0010, &[code, percpu, xen, linux]);
+    let mut request = bench.request(&image);
+    request.cmdline = "quiet";
+    request.initrd = Some(&[6; 10]);
+    let loaded = boot::load(&request).unwrap();
+    assert_eq!(loaded.description, "Linux vmlinux, ELF64, 64-bit entry");
+    check_long(&loaded);
+    check_identity(&bench, &loaded);
+    let rsi = loaded.cpu.regs.rsi;
+    assert_eq!(loaded.cpu.regs, Regs { rip: 0x100_0010, rsi, ..Regs::default() });
+    check_zero_page(&bench, rsi, "quiet", Some(&[6; 10]));
+    assert_eq!(bench.u32(0x100_1000), 0x0101_0101);
+    // The same file by its other note.
+    let fresh = Bench::new();
+    let mut request = fresh.request(&image);
+    request.protocol = Some(Protocol::Pvh);
+    check_protected(&boot::load(&request).unwrap());
+}
+
 #[test]
 fn a_module_that_does_not_fit_is_refused() {
     let bench = Bench::new();

@@ -12,6 +12,7 @@
 
 mod bios;
 mod bytes;
+mod bzimage;
 mod elf;
 mod elf_file;
 mod entry;
@@ -22,6 +23,8 @@ mod multiboot;
 mod place;
 mod pvh;
 mod start_info;
+mod vmlinux;
+mod zero_page;
 
 pub use error::Error;
 
@@ -158,7 +161,9 @@ struct Probe {
 /// the richer protocol wins, plain ELF is what is left, and 55 AA at the end of a sector
 /// is the weakest sign.
 const PROBES: &[Probe] = &[
+    Probe { protocol: Protocol::Linux, probe: bzimage::probe, load: bzimage::load },
     Probe { protocol: Protocol::Multiboot, probe: multiboot::probe, load: multiboot::load },
+    Probe { protocol: Protocol::Linux, probe: vmlinux::probe, load: vmlinux::load },
     Probe { protocol: Protocol::Pvh, probe: pvh::probe, load: pvh::load },
     Probe { protocol: Protocol::Elf, probe: elf::probe, load: elf::load },
     Probe { protocol: Protocol::Flat, probe: flat::probe, load: flat::load },

@@ -117,3 +117,61 @@ pub fn boot_sector() -> Vec<u8> {
     sector.extend([0x55, 0xAA]);
     sector
 }
+
+/// A bzImage to be: what the loader looks at.
+#[derive(Clone, Debug)]
+pub struct BzImage {
+    pub setup_sectors: u8,
+    pub version: u16,
+    pub load_flags: u8,
+    pub code32_start: u32,
+    pub initrd_max: u32,
+    pub alignment: u32,
+    pub relocatable: u8,
+    pub xload_flags: u16,
+    pub cmdline_size: u32,
+    pub pref_address: u64,
+    pub init_size: u32,
+    pub kernel: Vec<u8>,
+}
+
+impl BzImage {
+    /// A relocatable kernel with both entries, as today's are.
+    pub fn modern() -> Self {
+        Self {
+            setup_sectors: 2,
+            version: 0x20F,
+            load_flags: 1,
+            code32_start: 0x10_0000,
+            initrd_max: 0x7FFF_FFFF,
+            alignment: 0x20_0000,
+            relocatable: 1,
+            xload_flags: 0x7F,
+            cmdline_size: 2047,
+            pref_address: 0x100_0000,
+            init_size: 0x10_0000,
+            kernel: vec![0xF4; 0x1000],
+        }
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut image = vec![0; 512 * (usize::from(self.setup_sectors) + 1)];
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0x1F1, &[self.setup_sectors]);
+        put(0x1F4, &(self.kernel.len() as u32).div_ceil(16).to_le_bytes());
+        put(0x1FE, &[0x55, 0xAA, 0xEB, 0x6A]);
+        put(0x202, b"HdrS");
+        put(0x206, &self.version.to_le_bytes());
+        put(0x211, &[self.load_flags | 0x80]);
+        put(0x214, &self.code32_start.to_le_bytes());
+        put(0x22C, &self.initrd_max.to_le_bytes());
+        put(0x230, &self.alignment.to_le_bytes());
+        put(0x234, &[self.relocatable]);
+        put(0x236, &self.xload_flags.to_le_bytes());
+        put(0x238, &self.cmdline_size.to_le_bytes());
+        put(0x258, &self.pref_address.to_le_bytes());
+        put(0x260, &self.init_size.to_le_bytes());
+        image.extend(&self.kernel);
+        image
+    }
+}
