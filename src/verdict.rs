@@ -131,6 +131,11 @@ pub enum Verdict {
         /// The signal's number, 1 to 64.
         u8,
     ),
+    /// It did not run because there is no KVM, and the caller said that this is no failure.
+    Skipped {
+        /// Why there is none.
+        reason: String,
+    },
     /// It did not run, or could not go on, and that was not the guest's doing.
     Refused {
         /// Whose fault it is.
@@ -159,7 +164,7 @@ impl Verdict {
     /// The process's exit code, a row of [`EXIT_CODES`].
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Success(_) => 0,
+            Self::Success(_) | Self::Skipped { .. } => 0,
             Self::Failed { code } => u8::try_from(*code).unwrap_or(63).clamp(1, 63),
             Self::Died { cause, .. } => match cause {
                 Death::TripleFault => 80,
@@ -193,6 +198,11 @@ impl Verdict {
             _ => return self.exit_code(),
         };
         (code << 1 | 1) as u8 // exit(2) keeps the low eight bits, as it does for QEMU
+    }
+
+    /// Its name in reports: that of its row, or "skipped".
+    pub fn name(&self) -> &'static str {
+        if matches!(self, Self::Skipped { .. }) { "skipped" } else { self.row().name }
     }
 
     /// The row of [`EXIT_CODES`] that this verdict belongs to.
@@ -230,6 +240,7 @@ impl fmt::Display for Verdict {
                 write!(f, "guest timed out after {}", humantime::format_duration(*limit))
             }
             Self::Signal(n) => write!(f, "ended by signal {n}"),
+            Self::Skipped { reason } => write!(f, "skipped: {reason}"),
             Self::Refused { message, .. } => write!(f, "{message}"),
         }
     }

@@ -1,7 +1,7 @@
 //! What the vCPUs of a machine are told from outside: to end, and when.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::kick::{self, Thread};
@@ -11,7 +11,7 @@ use crate::verdict::{StopLine, Verdict};
 #[derive(Default)]
 pub struct Control {
     /// Why the machine ends; the first one stays.
-    verdict: OnceLock<Verdict>,
+    verdict: Mutex<Option<Verdict>>,
     /// The threads in the run loop. A thread takes itself out before it ends, and kicks are
     /// sent under the lock: none reaches a dead thread.
     threads: Mutex<Vec<Thread>>,
@@ -19,7 +19,12 @@ pub struct Control {
     deadline: Option<(Instant, Duration)>,
     /// Where a handler of the process's own signals leaves their number; 0: none came.
     signal: Option<&'static AtomicU8>,
+    /// Something else that may have ended the machine.
+    watch: OnceLock<Watch>,
 }
+
+/// Looks whether something that no exit shows has ended the machine.
+pub type Watch = Box<dyn Fn() -> Option<Verdict> + Send + Sync>;
 
 impl Control {
     /// Requests for a machine whose time is up at `deadline` (a point, and the limit that it
@@ -32,13 +37,23 @@ impl Control {
     }
 
     /// Why the machine ends, as soon as it does.
-    pub fn verdict(&self) -> Option<&Verdict> {
-        self.verdict.get()
+    pub fn verdict(&self) -> Option<Verdict> {
+        lock(&self.verdict).clone()
     }
 
-    /// Is the machine to end? Looks at the clock and at the signal too.
+    /// Takes the verdict back, so that the machine can start again. No vCPU runs.
+    pub fn rearm(&self) {
+        *lock(&self.verdict) = None;
+    }
+
+    /// Has the watch be asked too, whenever a vCPU looks; the first one stays.
+    pub fn set_watch(&self, watch: Watch) {
+        let _ = self.watch.set(watch);
+    }
+
+    /// Is the machine to end? Looks at the clock, the signal and the watch too.
     pub fn should_stop(&self) -> bool {
-        if self.verdict.get().is_some() {
+        if lock(&self.verdict).is_some() {
             return true;
         }
         let signal = self.signal.map_or(0, |signal| signal.load(Ordering::SeqCst));
@@ -48,8 +63,10 @@ impl Control {
             && Instant::now() >= deadline
         {
             self.stop(Verdict::TimedOut { limit });
+        } else if let Some(verdict) = self.watch.get().and_then(|watch| watch()) {
+            self.stop(verdict);
         }
-        self.verdict.get().is_some()
+        lock(&self.verdict).is_some()
     }
 
     /// How long until time is up.
@@ -59,25 +76,24 @@ impl Control {
     }
 
     pub(super) fn enter(&self, thread: Thread) {
-        self.lock().push(thread);
+        lock(&self.threads).push(thread);
     }
 
     pub(super) fn leave(&self, thread: Thread) {
-        self.lock().retain(|other| *other != thread);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Thread>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.threads).retain(|other| *other != thread);
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 impl StopLine for Control {
     fn stop(&self, verdict: Verdict) {
         // The request first, the kick after it; see `kick`.
-        let _ = self.verdict.set(verdict);
+        lock(&self.verdict).get_or_insert(verdict);
         kick::kick_self();
         let own = Thread::current();
-        for thread in self.lock().iter().filter(|thread| **thread != own) {
+        for thread in lock(&self.threads).iter().filter(|thread| **thread != own) {
             // SAFETY: a thread in the list has not left the run loop, so it has not ended.
             unsafe { thread.kick() };
         }
@@ -96,7 +112,9 @@ mod tests {
         control.stop(Verdict::from_guest_code(3));
         control.stop(Verdict::Success(Success::PowerOff));
         assert!(control.should_stop());
-        assert_eq!(control.verdict(), Some(&Verdict::Failed { code: 3 }));
+        assert_eq!(control.verdict(), Some(Verdict::Failed { code: 3 }));
+        control.rearm();
+        assert!(!control.should_stop());
     }
 
     #[test]
@@ -104,13 +122,13 @@ mod tests {
         let limit = Duration::from_secs(1);
         let control = Control::new(Some((Instant::now(), limit)), None);
         assert!(control.should_stop());
-        assert_eq!(control.verdict(), Some(&Verdict::TimedOut { limit }));
+        assert_eq!(control.verdict(), Some(Verdict::TimedOut { limit }));
 
         static SIGNAL: AtomicU8 = AtomicU8::new(0);
         let control = Control::new(None, Some(&SIGNAL));
         assert!(!control.should_stop());
         SIGNAL.store(15, Ordering::SeqCst);
         assert!(control.should_stop());
-        assert_eq!(control.verdict(), Some(&Verdict::Signal(15)));
+        assert_eq!(control.verdict(), Some(Verdict::Signal(15)));
     }
 }

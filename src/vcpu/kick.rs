@@ -32,7 +32,7 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 
 /// Makes the calling thread's next KVM_RUN only finish what is half done; does nothing on a
 /// thread without a vCPU. Safe in a signal handler.
-pub(super) fn kick_self() {
+pub fn kick_self() {
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
         // SAFETY: `Target` sets the pointer, to a byte that outlives it, and clears it when

@@ -9,8 +9,9 @@ mod kick;
 mod run;
 mod thread;
 
-pub use control::Control;
+pub use control::{Control, Watch};
 pub use counts::{Counts, Unclaimed, UnclaimedKind};
 pub use halt::HaltWatch;
+pub use kick::kick_self as interrupt_self;
 pub use run::{HypercallDevice, RunLoop};
-pub use thread::run_all;
+pub use thread::{block_process_signals, run_all};

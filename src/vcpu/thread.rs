@@ -55,7 +55,7 @@ fn start<'scope>(
 
 /// Signals to the process are the first thread's to take: it looks at them when it is
 /// interrupted, a vCPU thread would swallow them.
-fn block_process_signals() {
+pub fn block_process_signals() {
     // SAFETY: the set is initialised by sigemptyset before it is used, and outlives the calls.
     unsafe {
         let mut set = std::mem::zeroed();

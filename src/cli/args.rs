@@ -1,0 +1,235 @@
+//! Exactly what may be typed: clap's structs, and nothing that they lead to.
+
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::boot::Protocol;
+use crate::config::{self, Description, OnHalt, OnReset};
+use crate::irq::Irqchip;
+use crate::x86::Mode;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const AFTER: &str = "\
+Examples:
+  ringfence run @hello-long                 one of the guests that ringfence carries
+  ringfence run kernel.elf --timeout 10s    a kernel, for ten seconds at most
+  ringfence run bzImage --cmdline 'console=ttyS0' --memory 1G
+  ringfence run boot.bin --report -         a boot sector; the verdict as JSON
+
+The exit code is the verdict: see `ringfence help exit-codes`.";
+
+/// Run any bare-metal x86 guest on KVM, and get an honest verdict.
+#[derive(Debug, Parser)]
+#[command(name = "ringfence", version, styles = STYLES, after_help = AFTER)]
+#[command(
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run an image in a VM of its own
+    Run(Box<RunArgs>),
+    /// List the guests that ringfence carries
+    Guests(GuestsArgs),
+    /// Show help on a command, or on a topic: exit-codes, report, boot
+    Help {
+        /// A command or a topic
+        topic: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GuestsArgs {
+    /// Only this one, in full
+    pub(super) name: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// What to do without KVM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum IfNoKvm {
+    /// Fail with exit code 77
+    #[default]
+    Fail,
+    /// Say so, and exit with 0
+    Skip,
+}
+
+/// How a verdict becomes an exit code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum ExitCodes {
+    /// The table of `ringfence help exit-codes`
+    #[default]
+    Ringfence,
+    /// (code << 1) | 1 for a debug exit, as QEMU's isa-debug-exit; else the table
+    Qemu,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "On a terminal, Ctrl-A x ends the machine, Ctrl-A Ctrl-A sends a Ctrl-A.")]
+pub(super) struct RunArgs {
+    /// The image: a flat binary, an ELF, multiboot 1 or 2, PVH or Linux image, or @NAME for a
+    /// guest that ringfence carries
+    pub(super) image: Option<PathBuf>,
+
+    /// Read a machine description (TOML, or JSON if the name ends in .json); what is typed here
+    /// overrides it
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    pub(super) config: Option<PathBuf>,
+    /// RAM: a number with K, M or G [default: 128M]
+    #[arg(short, long, value_name = "SIZE", value_parser = checked(config::parse_size), help_heading = "Machine")]
+    memory: Option<String>,
+    /// Number of vCPUs; all but the first wait for INIT and SIPI [default: 1]
+    #[arg(short, long, value_name = "N", help_heading = "Machine")]
+    cpus: Option<u32>,
+    /// Interrupt controllers in KVM: none, split (local APICs) or full (with I/O APIC, PICs and
+    /// PIT) [default: none for flat and ELF images, else full]
+    #[arg(long, value_name = "KIND", value_parser = irqchip, help_heading = "Machine")]
+    irqchip: Option<Irqchip>,
+    /// COM1 and the debug console: stdio, file:PATH or null [default: stdio]
+    #[arg(long, value_name = "TARGET", value_parser = checked(str::parse::<config::SerialTarget>), help_heading = "Machine")]
+    serial: Option<String>,
+    /// KVM's device node [default: /dev/kvm]
+    #[arg(long, value_name = "PATH", help_heading = "Machine")]
+    kvm: Option<PathBuf>,
+
+    /// The guest's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Boot")]
+    cmdline: Option<String>,
+    /// A file for the guest, with its arguments (repeatable)
+    #[arg(long = "module", value_name = "FILE[,ARGS]", value_parser = checked(str::parse::<config::ModuleFile>), help_heading = "Boot")]
+    modules: Vec<String>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", help_heading = "Boot")]
+    initrd: Option<PathBuf>,
+    /// Force a boot protocol: see `ringfence help boot`
+    #[arg(long, value_name = "PROTOCOL", value_parser = protocol, help_heading = "Boot")]
+    boot: Option<Protocol>,
+    /// Mode in which a flat binary is entered: real, protected, long
+    #[arg(long, value_name = "MODE", value_parser = mode, help_heading = "Boot")]
+    entry: Option<Mode>,
+    /// Where a flat binary goes [default: 0x7C00 in real mode, else 0x100000]
+    #[arg(long, value_name = "ADDRESS", value_parser = checked(config::parse_address), help_heading = "Boot")]
+    load_address: Option<String>,
+
+    /// End the guest after this time: 500ms, 10s, 2m [default: none]
+    #[arg(short, long, value_name = "TIME", value_parser = checked(config::parse_limit), help_heading = "Verdict")]
+    timeout: Option<String>,
+    /// What a guest is that halts for ever: fail or success [default: fail]
+    #[arg(long, value_name = "WHAT", value_parser = on_halt, help_heading = "Verdict")]
+    on_halt: Option<OnHalt>,
+    /// What happens on a reset: fail, restart or success [default: fail]
+    #[arg(long, value_name = "WHAT", value_parser = on_reset, help_heading = "Verdict")]
+    on_reset: Option<OnReset>,
+    /// What to do without KVM
+    #[arg(long, value_name = "WHAT", default_value = "fail", help_heading = "Verdict")]
+    pub(super) if_no_kvm: IfNoKvm,
+    /// How the verdict becomes the exit code
+    #[arg(long, value_name = "HOW", default_value = "ringfence", help_heading = "Verdict")]
+    pub(super) exit_code: ExitCodes,
+    /// Write a JSON record of the run to a file, or - for standard output
+    #[arg(long, value_name = "FILE", help_heading = "Verdict")]
+    pub(super) report: Option<PathBuf>,
+
+    /// Print the resolved machine, its memory map and the entry state; run nothing
+    #[arg(long, help_heading = "Output")]
+    pub(super) dry_run: bool,
+    /// With --dry-run: as JSON
+    #[arg(long, requires = "dry_run", help_heading = "Output")]
+    pub(super) json: bool,
+    /// Say what was found and done (-vv: more)
+    #[arg(short, long, action = clap::ArgAction::Count, help_heading = "Output")]
+    pub(super) verbose: u8,
+    /// Say nothing of a verdict that is no error of ringfence's own
+    #[arg(short, long, conflicts_with = "verbose", help_heading = "Output")]
+    pub(super) quiet: bool,
+}
+
+impl RunArgs {
+    /// What was typed of the machine itself.
+    pub(super) fn description(&self) -> Description {
+        Description {
+            image: self.image.clone(),
+            memory: self.memory.clone(),
+            cpus: self.cpus,
+            cmdline: self.cmdline.clone(),
+            modules: (!self.modules.is_empty()).then(|| self.modules.clone()),
+            initrd: self.initrd.clone(),
+            boot: self.boot,
+            entry: self.entry,
+            load_address: self.load_address.clone(),
+            irqchip: self.irqchip,
+            serial: self.serial.clone(),
+            timeout: self.timeout.clone(),
+            on_halt: self.on_halt,
+            on_reset: self.on_reset,
+            kvm: self.kvm.clone(),
+        }
+    }
+}
+
+/// Checks a value here, where the mistake is one of usage, and keeps its text.
+fn checked<T>(
+    parse: impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static,
+) -> impl Fn(&str) -> Result<String, String> + Clone + Send + Sync + 'static {
+    move |text| parse(text).map(|_| text.to_owned())
+}
+
+/// A name that serde knows: the same in a description file and on the command line.
+fn named<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    let name = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
+    T::deserialize(name).map_err(|e| e.to_string())
+}
+
+fn irqchip(text: &str) -> Result<Irqchip, String> {
+    named(text)
+}
+
+fn protocol(text: &str) -> Result<Protocol, String> {
+    named(text)
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    named(text)
+}
+
+fn on_halt(text: &str) -> Result<OnHalt, String> {
+    named(text)
+}
+
+fn on_reset(text: &str) -> Result<OnReset, String> {
+    named(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn names_are_those_of_the_description_file() {
+        assert_eq!(protocol("multiboot2"), Ok(Protocol::Multiboot2));
+        assert_eq!(mode("long"), Ok(Mode::Long));
+        assert!(irqchip("some").unwrap_err().contains("split"));
+    }
+}

@@ -1,0 +1,61 @@
+//! `ringfence help`: commands, and the topics that are no command's.
+
+use clap::CommandFactory;
+
+use super::args::Cli;
+use crate::machine::report;
+use crate::verdict::{Refusal, exit_code_table};
+
+/// What prints a topic.
+type Text = fn() -> String;
+
+/// The topics by name.
+const TOPICS: &[(&str, Text)] = &[
+    ("exit-codes", exit_code_table),
+    ("report", || report::SCHEMA.to_owned()),
+    ("boot", || BOOT.to_owned()),
+];
+
+/// The boot protocols, by the names that `--boot` takes.
+const BOOT: &str = "\
+The protocol is found out from the image; --boot forces one.
+
+  flat        a flat binary; --entry real|protected|long, --load-address. A sector of 512 bytes
+              that ends in 55 AA is entered as a BIOS would, at 0000:7C00
+  elf         ELF32 in flat protected mode; ELF64 in long mode, the low 4 GiB identity-mapped and
+              each segment also at its link address
+  multiboot   multiboot 1: ELF32, ELF64, or by the header's addresses
+  multiboot2  multiboot 2
+  pvh         an ELF image with the Xen note for a 32-bit PVH entry
+  linux       bzImage (64-bit entry, or 32-bit where it has no other) and vmlinux
+
+--dry-run shows what an image is found to be, and the state it is entered in. The state that each
+protocol promises is documented in the library's `boot` module, with its source.
+";
+
+pub(super) fn show(topic: Option<&str>) -> u8 {
+    let mut command = Cli::command();
+    let Some(topic) = topic else {
+        print!("{}", command.render_help().ansi());
+        return 0;
+    };
+    if let Some((_, text)) = TOPICS.iter().find(|(name, _)| *name == topic) {
+        print!("{}", text());
+        return 0;
+    }
+    command.build();
+    match command.find_subcommand_mut(topic) {
+        Some(command) => {
+            print!("{}", command.render_long_help().ansi());
+            0
+        }
+        None => {
+            let topics: Vec<_> = TOPICS.iter().map(|(name, _)| *name).collect();
+            eprintln!(
+                "ringfence: there is no help on {topic:?}; there is on run, guests, {}",
+                topics.join(", ")
+            );
+            super::code(Refusal::Usage)
+        }
+    }
+}

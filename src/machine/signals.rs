@@ -1,0 +1,41 @@
+//! The signals that ask a process to end: they end the machine, so that the terminal is
+//! restored and the report written.
+
+use std::io;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use vmm_sys_util::signal::register_signal_handler;
+
+use crate::vcpu;
+
+/// The signal that came; 0: none.
+static CAUGHT: AtomicU8 = AtomicU8::new(0);
+
+/// What a user, a shell or a CI runner ends a process with.
+const ENDING: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
+extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    CAUGHT.store(signal as u8, Ordering::SeqCst);
+    vcpu::interrupt_self();
+}
+
+/// Catches them from now on, for the whole process. Call it on the thread that will run the
+/// machine: it is the one that takes them. One that is ignored (as `nohup` does with SIGHUP)
+/// stays ignored.
+pub fn catch() -> io::Result<&'static AtomicU8> {
+    for signal in ENDING {
+        if !ignored(signal) {
+            register_signal_handler(signal, on_signal)?;
+        }
+    }
+    Ok(&CAUGHT)
+}
+
+fn ignored(signal: libc::c_int) -> bool {
+    // SAFETY: all zero is a valid sigaction; with no new action the call only fills it in.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
+    }
+}
