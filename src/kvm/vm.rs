@@ -8,7 +8,7 @@ use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN,
     KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Cap, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Error, Kvm, Vcpu};
@@ -34,20 +34,30 @@ impl fmt::Debug for Vm {
 }
 
 /// The CPUID leaves that KVM can give a guest.
-pub struct SupportedCpuid(CpuId);
+pub struct SupportedCpuid {
+    leaves: CpuId,
+    tsc_deadline: bool,
+}
 
 impl SupportedCpuid {
     /// Asks KVM. Slow (about a millisecond on some hosts): call it beside other work.
     pub fn ask(kvm: &Kvm) -> Result<Self, Error> {
-        kvm.fd
+        let leaves = kvm
+            .fd
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map(Self)
-            .map_err(Error::ioctl("KVM_GET_SUPPORTED_CPUID"))
+            .map_err(Error::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+        let tsc_deadline = kvm.fd.check_extension(Cap::TscDeadlineTimer);
+        Ok(Self { leaves, tsc_deadline })
+    }
+
+    /// Can KVM's local APIC do the TSC deadline timer?
+    pub fn tsc_deadline(&self) -> bool {
+        self.tsc_deadline
     }
 
     /// The leaves as the guest's vCPU is to see them.
     pub(super) fn adjusted(&self, policy: &Policy) -> CpuId {
-        let mut cpuid = self.0.clone();
+        let mut cpuid = self.leaves.clone();
         for entry in cpuid.as_mut_slice() {
             let mut leaf = Leaf {
                 function: entry.function,

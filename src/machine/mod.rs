@@ -410,8 +410,10 @@ fn start_state(
     irqchip: Irqchip,
 ) -> Result<Vec<RunLoop>, Error> {
     let (cpus, local_apic) = (loops.len() as u32, irqchip != Irqchip::None);
+    let tsc_deadline = cpuid.tsc_deadline();
     for it in &loops {
-        it.vcpu.set_cpuid(cpuid, &Policy { apic_id: it.vcpu.id(), cpus, local_apic })?;
+        let apic_id = it.vcpu.id();
+        it.vcpu.set_cpuid(cpuid, &Policy { apic_id, cpus, local_apic, tsc_deadline })?;
     }
     if let Some(first) = loops.first_mut() {
         first.vcpu.set_entry(&loaded.cpu);

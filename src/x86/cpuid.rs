@@ -62,6 +62,8 @@ pub struct Policy {
     pub cpus: u32,
     /// Does it have local APICs?
     pub local_apic: bool,
+    /// Can KVM's local APIC do the TSC deadline timer?
+    pub tsc_deadline: bool,
 }
 
 impl Policy {
@@ -76,6 +78,12 @@ impl Policy {
                 leaf.ebx = leaf.ebx & 0xFFFF | ids << 16 | self.apic_id << 24;
                 // HTT: the number of IDs counts.
                 set(&mut leaf.edx, 28, self.cpus > 1);
+                // Under a hypervisor, and with its TSC deadline timer: KVM leaves these two
+                // for user space to say (api.rst, KVM_GET_SUPPORTED_CPUID).
+                set(&mut leaf.ecx, 31, true);
+                if self.tsc_deadline {
+                    set(&mut leaf.ecx, 24, true);
+                }
             }
             // Extended topology: one thread a core, all cores in one package.
             0xB | 0x1F => {
@@ -139,7 +147,7 @@ mod tests {
 
     #[test]
     fn every_vcpu_has_its_own_apic_id() {
-        let policy = Policy { apic_id: 2, cpus: 3, local_apic: true };
+        let policy = Policy { apic_id: 2, cpus: 3, local_apic: true, tsc_deadline: false };
         let leaf = adjusted(policy, 1, 0);
         assert_eq!(leaf.ebx, 2 << 24 | 4 << 16 | 0xFFFF);
         assert_eq!(
@@ -151,17 +159,26 @@ mod tests {
 
     #[test]
     fn without_a_local_apic_none_is_shown() {
-        let none = adjusted(Policy { apic_id: 0, cpus: 1, local_apic: false }, 1, 0);
+        let none =
+            adjusted(Policy { apic_id: 0, cpus: 1, local_apic: false, tsc_deadline: true }, 1, 0);
         assert_eq!(none.ecx & (1 << 21 | 1 << 24), 0);
         assert_eq!(none.edx & (1 << 9 | 1 << 28), 0);
-        let some = adjusted(Policy { apic_id: 0, cpus: 1, local_apic: true }, 1, 0);
+        let some =
+            adjusted(Policy { apic_id: 0, cpus: 1, local_apic: true, tsc_deadline: false }, 1, 0);
         assert_eq!(some.ecx, u32::MAX);
+        let mut bare = Leaf { function: 1, ..Leaf::default() };
+        Policy { apic_id: 0, cpus: 1, local_apic: true, tsc_deadline: true }.adjust(&mut bare);
+        assert_eq!(bare.ecx, 1 << 24 | 1 << 31);
         assert_ne!(some.edx & 1 << 9, 0);
     }
 
     #[test]
     fn pv_eoi_is_never_shown() {
-        let leaf = adjusted(Policy { apic_id: 0, cpus: 1, local_apic: true }, 0x4000_0001, 0);
+        let leaf = adjusted(
+            Policy { apic_id: 0, cpus: 1, local_apic: true, tsc_deadline: false },
+            0x4000_0001,
+            0,
+        );
         assert_eq!(leaf.eax, !(1 << 6));
     }
 }
