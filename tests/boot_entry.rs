@@ -544,6 +544,174 @@ fn pvh_elf32_and_elf64() {
     assert!(boot::load(&request).unwrap_err().to_string().contains("no note of type 18"));
 }
 
+/// The tags of multiboot 2's information (section 3.6), each with its body.
+fn multiboot2_tags(bench: &Bench, loaded: &Loaded) -> Vec<(u32, Vec<u8>)> {
+    let cpu = &loaded.cpu;
+    check_protected(loaded);
+    bench.check_descriptors(loaded);
+    let (info, rip) = (cpu.regs.rbx, cpu.regs.rip);
+    assert_eq!(cpu.regs, Regs { rip, rax: 0x36D7_6289, rbx: info, ..Regs::default() });
+    assert_eq!(info % 8, 0);
+    assert_eq!(bench.u32(info + 4), 0, "reserved");
+    let end = info + u64::from(bench.u32(info));
+    let mut tags = Vec::new();
+    let mut at = info + 8;
+    while at < end {
+        let (kind, size) = (bench.u32(at), bench.u32(at + 4) as usize);
+        tags.push((kind, bench.bytes(at + 8, size - 8)));
+        at = (at + size as u64).next_multiple_of(8);
+    }
+    assert_eq!((at, tags.pop()), (end, Some((0, vec![]))), "the end tag");
+    tags
+}
+
+fn le(values: &[u64], size: usize) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()[..size].to_vec()).collect()
+}
+
+/// Tags 1, 2, 4 and 6.
+fn check_multiboot2_basics(bench: &Bench, tags: &[(u32, Vec<u8>)], cmdline: &[u8]) {
+    let tag = |kind| &tags.iter().find(|tag| tag.0 == kind).unwrap().1;
+    assert_eq!(tag(1), cmdline);
+    assert_eq!(tag(2), b"ringfence\0");
+    assert_eq!(*tag(4), le(&[639, 63 * 1024], 4));
+    let mut map = le(&[24, 0], 4);
+    for (range, kind) in &bench.map.entries {
+        map.extend(le(&[range.start, range.len(), *kind as u64], 8));
+    }
+    assert_eq!(*tag(6), map);
+}
+
+#[test]
+fn multiboot2_elf64_with_modules_and_sections() {
+    let bench = Bench::new();
+    let wishes: &[(u16, u16, &[u32])] = &[
+        (1, 0, &[1, 3, 6, 9, 14]),
+        (5, 1, &[1024, 768, 32]),
+        (6, 0, &[]),
+        (9, 0, &[0xBAD]),
+        (10, 0, &[0, u32::MAX, 4096, 0]),
+        (99, 1, &[]),
+    ];
+    let code = [multiboot2_header(wishes), vec![0xF4; 64]].concat();
+    let link = 0xFFFF_FFFF_8010_0000;
+    let elf = elf64(ET_EXEC, link + 8, &[Segment::load(link, MIB, &code, 0x5000)]);
+    let image = with_sections(elf, &[3; 24], b"\0name\0");
+    let modules = [Module { data: &[7; 5000], cmdline: "fs ro" }];
+    let mut request = bench.request(&image);
+    request.cmdline = "a=b";
+    request.modules = &modules;
+    let loaded = boot::load(&request).unwrap();
+    assert_eq!(loaded.description, "multiboot 2, ELF64");
+    assert_eq!(loaded.cpu.regs.rip, MIB + 8);
+    let tags = multiboot2_tags(&bench, &loaded);
+    check_multiboot2_basics(&bench, &tags, b"a=b\0");
+    let kinds: Vec<u32> = tags.iter().map(|tag| tag.0).collect();
+    assert_eq!(kinds, [1, 2, 3, 4, 6, 9, 21]);
+    let module = &tags[2].1;
+    let start = u64::from(u32::from_le_bytes(module[..4].try_into().unwrap()));
+    assert_eq!(start % 4096, 0);
+    assert_eq!(module[4..], [&le(&[start + 5000], 4)[..], b"fs ro\0"].concat());
+    assert_eq!(bench.bytes(start, 5000), [7; 5000]);
+    let sections = &tags[5].1;
+    assert_eq!(sections[..12], le(&[3, 64, 2], 4));
+    let address = |section: usize| {
+        let at = 12 + 64 * section + 16;
+        u64::from_le_bytes(sections[at..at + 8].try_into().unwrap())
+    };
+    assert_eq!((address(0), bench.bytes(address(1), 24)), (0, vec![3; 24]));
+    assert_eq!(bench.bytes(address(2), 6), b"\0name\0");
+    assert_eq!(tags[6].1, le(&[MIB], 4), "load base");
+}
+
+#[test]
+fn multiboot2_elf32_with_an_entry_tag() {
+    let bench = Bench::new();
+    // ELF32's headers end at a multiple of 4 only.
+    let header = multiboot2_header(&[(3, 0, &[0x10_0040])]);
+    let code = [vec![0; 4], header, vec![0xF4; 64]].concat();
+    let elf = elf32(ET_EXEC, 0x10_0000, &[Segment::load(MIB, MIB, &code, 4096)]);
+    let loaded = bench.load(&with_sections(elf, &[3; 16], b"\0x\0")).unwrap();
+    assert_eq!(loaded.cpu.regs.rip, 0x10_0040);
+    let tags = multiboot2_tags(&bench, &loaded);
+    check_multiboot2_basics(&bench, &tags, b"\0");
+    let sections = &tags.last().unwrap().1;
+    let at = 12 + 40 + 12;
+    let address = u32::from_le_bytes(sections[at..at + 4].try_into().unwrap());
+    assert_eq!(bench.bytes(u64::from(address), 16), [3; 16]);
+}
+
+#[test]
+fn multiboot2_address_tag() {
+    let image = |load, load_end, entry| {
+        let tags: &[(u16, u16, &[u32])] =
+            &[(2, 0, &[0x20_0010, load, load_end, 0]), (3, 0, &[entry])];
+        [vec![1; 16], multiboot2_header(tags), vec![0xF4; 8]].concat()
+    };
+    for load in [0x20_0000, u32::MAX] {
+        let bench = Bench::new();
+        let bytes = image(load, 0, 0x20_0048);
+        let loaded = bench.load(&bytes).unwrap();
+        assert_eq!(loaded.description, "multiboot 2, address tag");
+        assert_eq!(loaded.cpu.regs.rip, 0x20_0048);
+        assert_eq!(bench.bytes(0x20_0000, bytes.len()), bytes);
+        let tags = multiboot2_tags(&bench, &loaded);
+        check_multiboot2_basics(&bench, &tags, b"\0");
+        assert_eq!(tags.len(), 4);
+    }
+    for (bytes, text) in [
+        (image(0x20_0000, 0, 0x30_0000), "outside of it"),
+        (image(0x20_0000, 0x30_0000, 0x20_0000), "is it truncated?"),
+        (image(0x10_0000, 0, 0x20_0000), "is not in the file"),
+    ] {
+        let refusal = Bench::new().refusal(&bytes);
+        assert!(refusal.contains(text), "{refusal:?} does not say {text:?}");
+    }
+}
+
+#[test]
+fn multiboot2_wishes_that_cannot_be_met() {
+    let cases: &[(u16, u16, &[u32], &str)] = &[
+        (1, 0, &[22], "information of type 22"),
+        (2, 0, &[0x10_0000, 0x10_0000, 0, 0], "no entry address tag"),
+        (2, 0, &[0], "tag of type 2 is too short"),
+        (4, 0, &[1], "requires a console"),
+        (5, 0, &[0, 0, 0], "requires a framebuffer"),
+        (11, 0, &[], "requires tag 11"),
+        (6, 0, &[], "not an ELF file"),
+    ];
+    for (kind, flags, body, text) in cases {
+        let image = multiboot2_header(&[(*kind, *flags, body)]);
+        let refusal = Bench::new().refusal(&image);
+        assert!(refusal.contains(text), "{refusal:?} does not say {text:?}");
+    }
+    let mut cut = multiboot2_header(&[(6, 0, &[])]);
+    cut[20] = 7; // a size below the tag's own head
+    assert!(Bench::new().refusal(&cut).contains("ends inside the tag at 0x10"));
+    let mut late = vec![0; 32768 - 16];
+    late.extend(multiboot2_header(&[]));
+    assert!(boot::probe(&late).is_err(), "it reaches beyond 32768 bytes");
+}
+
+#[test]
+fn the_richer_protocol_wins() {
+    let multiboot = multiboot_header(0, &[]);
+    let code = [multiboot2_header(&[]), multiboot, vec![0xF4; 64]].concat();
+    let segment = Segment::load(MIB, MIB, &code, 4096);
+    let note = Segment::note("Xen", 18, &(MIB as u32).to_le_bytes());
+    let image = elf64(ET_EXEC, MIB, &[segment, note]);
+    let description = |image: &[u8]| boot::probe(image).unwrap().description;
+    assert_eq!(description(&image), "multiboot 2, ELF64");
+    for (protocol, magic) in
+        [(Protocol::Multiboot, 0x2BAD_B002), (Protocol::Pvh, 0), (Protocol::Elf, 0)]
+    {
+        let bench = Bench::new();
+        let request = Request { protocol: Some(protocol), ..bench.request(&image) };
+        let loaded = boot::load(&request).unwrap();
+        assert_eq!((loaded.protocol, loaded.cpu.regs.rax), (protocol, magic));
+    }
+}
+
 /// The zero page (Linux, Documentation/arch/x86/zero-page.rst) without the setup header.
 fn check_zero_page(bench: &Bench, at: u64, cmdline: &str, initrd: Option<&[u8]>) {
     assert_eq!(at % 4096, 0);

@@ -13,7 +13,6 @@ pub(super) const DATA: u16 = 0x10;
 const STACK_SIZE: u64 = 16 << 10;
 /// One top table, one for 512 GiB, four for 4 GiB in large pages.
 const IDENTITY_PAGES: u64 = 6;
-const LARGE_PAGE: u64 = 2 << 20;
 
 /// Part of an image with a linear address of its own.
 #[derive(Clone, Copy, Debug)]
@@ -69,8 +68,7 @@ pub(super) fn long(
     for mapping in mappings.iter().filter(|mapping| !mapping.is_identity()) {
         tables.map(mapping.virt, mapping.phys, mapping.len)?;
     }
-    debug_assert_eq!(layout::HOLE_END % LARGE_PAGE, 0);
-    tables.fill_identity(layout::HOLE_END)?;
+    tables.fill_identity(layout::HOLE_END >> 30)?;
     let mut cpu = CpuInit::long(entry, tables.root(), selectors.0, selectors.1);
     cpu.gdt = descriptors(placer, &[cpu.cs, cpu.data])?;
     Ok(cpu)

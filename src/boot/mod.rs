@@ -20,6 +20,8 @@ mod error;
 mod extras;
 mod flat;
 mod multiboot;
+mod multiboot2;
+mod multiboot2_info;
 mod place;
 mod pvh;
 mod start_info;
@@ -162,6 +164,7 @@ struct Probe {
 /// is the weakest sign.
 const PROBES: &[Probe] = &[
     Probe { protocol: Protocol::Linux, probe: bzimage::probe, load: bzimage::load },
+    Probe { protocol: Protocol::Multiboot2, probe: multiboot2::probe, load: multiboot2::load },
     Probe { protocol: Protocol::Multiboot, probe: multiboot::probe, load: multiboot::load },
     Probe { protocol: Protocol::Linux, probe: vmlinux::probe, load: vmlinux::load },
     Probe { protocol: Protocol::Pvh, probe: pvh::probe, load: pvh::load },

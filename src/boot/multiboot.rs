@@ -124,7 +124,7 @@ pub(super) struct Addresses {
     pub(super) offset: usize,
     /// Where the header is in memory.
     pub(super) header: u32,
-    /// First byte in memory. Multiboot 2: all ones means the file's first byte.
+    /// First byte in memory.
     pub(super) load: u32,
     /// The address after the last byte that is in the file; 0: the file's end.
     pub(super) load_end: u32,

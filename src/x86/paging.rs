@@ -11,6 +11,7 @@ const WRITABLE: u64 = 1 << 1;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 const LARGE_PAGE: u64 = 2 << 20;
+const GIB: u64 = 1 << 30;
 
 /// Why a page could not be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -81,9 +82,30 @@ impl<'m> PageTables<'m> {
         Ok(())
     }
 
-    /// Identity-maps what of `0..len` is not mapped yet. `len` is a multiple of 2 MiB.
-    pub fn fill_identity(&mut self, len: u64) -> Result<(), Error> {
-        for at in (0..len).step_by(LARGE_PAGE as usize) {
+    /// Identity-maps what of the low `gib` GiB is not mapped yet.
+    pub fn fill_identity(&mut self, gib: u64) -> Result<(), Error> {
+        for start in (0..gib).map(|n| n << 30) {
+            let top = slot(self.root, start, 3);
+            let entry: u64 = self.memory.read_obj(top)?;
+            let table = if entry & PRESENT != 0 { entry & ADDRESS } else { self.add_table(top)? };
+            let slot = slot(table, start, 2);
+            if self.memory.read_obj::<u64>(slot)? & PRESENT != 0 {
+                self.fill_around(start)?;
+                continue;
+            }
+            // The usual case, in one write: walking down for each page costs many times
+            // as much, and is paid at every start of a guest.
+            let pages = (start..start + GIB).step_by(LARGE_PAGE as usize);
+            let entries = pages.flat_map(|at| (at | LARGE | PRESENT | WRITABLE).to_le_bytes());
+            let table = self.add_table(slot)?;
+            self.memory.write_slice(&entries.collect::<Vec<u8>>(), GuestAddress(table))?;
+        }
+        Ok(())
+    }
+
+    /// Fills one GiB in which something is mapped.
+    fn fill_around(&mut self, start: u64) -> Result<(), Error> {
+        for at in (start..start + GIB).step_by(LARGE_PAGE as usize) {
             match self.map(at, at, LARGE_PAGE) {
                 Err(Error::Taken { .. }) => self.fill_large_page(at)?,
                 other => other?,
@@ -186,7 +208,7 @@ mod tests {
         let mut tables = PageTables::new(&memory, GuestAddress(0x8_0000), 16);
         tables.map(0x40_2000, 0x10_0000, 0x1000).unwrap();
         tables.map(0x60_0000, 0x80_0000, 0x20_0000).unwrap();
-        tables.fill_identity(4 << 30).unwrap();
+        tables.fill_identity(4).unwrap();
         let root = tables.root();
         for (virt, phys) in [
             (0x40_1FFF, 0x40_1FFF),

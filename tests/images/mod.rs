@@ -111,6 +111,50 @@ pub fn multiboot_header(flags: u32, addresses: &[u32]) -> Vec<u8> {
     [words(&[magic, flags, checksum]), words(addresses)].concat()
 }
 
+/// A multiboot 2 header with an end tag after `tags`: type, flags, words of the body.
+pub fn multiboot2_header(tags: &[(u16, u16, &[u32])]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (kind, flags, values) in tags.iter().chain(&[(0, 0, &[][..])]) {
+        body.extend(kind.to_le_bytes());
+        body.extend(flags.to_le_bytes());
+        body.extend((8 + 4 * values.len() as u32).to_le_bytes());
+        body.extend(words(values));
+        body.resize(body.len().next_multiple_of(8), 0);
+    }
+    let (magic, length) = (0xE852_50D6_u32, 16 + body.len() as u32);
+    let checksum = 0_u32.wrapping_sub(magic).wrapping_sub(length);
+    [words(&[magic, 0, length, checksum]), body].concat()
+}
+
+/// Adds a section table to an ELF file: a null section, a symbol table of `symbols`, a
+/// string table of `strings`.
+pub fn with_sections(mut image: Vec<u8>, symbols: &[u8], strings: &[u8]) -> Vec<u8> {
+    let is_64 = image[4] == 2;
+    let data = image.len() as u64;
+    image.extend(symbols);
+    image.extend(strings);
+    let table = image.len() as u64;
+    let second = data + symbols.len() as u64;
+    let sections = [(0, 0, 0), (2, data, symbols.len() as u64), (3, second, strings.len() as u64)];
+    for (kind, offset, len) in sections {
+        image.extend(words(&[0, kind]));
+        if is_64 {
+            // flags, address, offset, size; link and info; alignment, entry size
+            for value in [0, 0, offset, len, 0, 0, 0] {
+                image.extend(u64::to_le_bytes(value));
+            }
+        } else {
+            image.extend(words(&[0, 0, offset as u32, len as u32, 0, 0, 0, 0]));
+        }
+    }
+    let (at, rest, size) = if is_64 { (0x28, 0x3A, 64) } else { (0x20, 0x2E, 40) };
+    image[at..at + 4].copy_from_slice(&(table as u32).to_le_bytes());
+    for (i, half) in [size, 3_u16, 2].into_iter().enumerate() {
+        image[rest + 2 * i..rest + 2 * i + 2].copy_from_slice(&half.to_le_bytes());
+    }
+    image
+}
+
 /// 512 bytes that end in 55 AA.
 pub fn boot_sector() -> Vec<u8> {
     let mut sector = vec![0xF4; 510];
