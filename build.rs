@@ -25,12 +25,15 @@ struct Recipe {
     flat: bool,
 }
 
+/// A flat file cannot say that it needs memory behind its bytes, where a loader may put modules.
+const FLAT_BSS: &str = "-Wl,--defsym=bss_address=0x200000";
+
 #[rustfmt::skip]
 const RECIPES: &[Recipe] = &[
     Recipe { name: "boot16", flags: &["-m16", "-Os"], link: "boot.ld", start: &["start16.S"], flat: true },
     Recipe { name: "flat16", flags: &["-m16", "-Os", "-Wl,--defsym=load_address=0x8000"], link: "flat.ld", start: &["start16.S"], flat: true },
-    Recipe { name: "flat32", flags: &["-m32"], link: "flat.ld", start: &["start32.S"], flat: true },
-    Recipe { name: "flat64", flags: &["-m64"], link: "flat.ld", start: &["start64.S"], flat: true },
+    Recipe { name: "flat32", flags: &["-m32", FLAT_BSS], link: "flat.ld", start: &["start32.S"], flat: true },
+    Recipe { name: "flat64", flags: &["-m64", FLAT_BSS], link: "flat.ld", start: &["start64.S"], flat: true },
     Recipe { name: "elf32", flags: &["-m32"], link: "elf.ld", start: &["start32.S"], flat: false },
     Recipe { name: "elf64", flags: &["-m64"], link: "elf.ld", start: &["start64.S"], flat: false },
     Recipe { name: "high64", flags: &["-m64", "-mcmodel=kernel"], link: "high.ld", start: &["start64.S"], flat: false },
@@ -44,7 +47,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "pvh64", flags: &["-m64"], link: "elf.ld", start: &["pvh.S", "enter64.S", "start64.S"], flat: false },
     Recipe { name: "linux32", flags: &["-m32", "-DINFO=esi"], link: "linux.ld", start: &["linux.S", "start32.S"], flat: true },
     Recipe { name: "linux64", flags: &["-m64", "-DINFO=rsi"], link: "linux.ld", start: &["linux.S", "start64.S"], flat: true },
-    Recipe { name: "vmlinux", flags: &["-m64", "-DINFO=rsi"], link: "elf.ld", start: &["start64.S"], flat: false },
+    Recipe { name: "vmlinux", flags: &["-m64", "-DINFO=rsi"], link: "elf.ld", start: &["vmlinux.S", "start64.S"], flat: false },
 ];
 
 /// No SSE, no red zone (interrupts use the stack below RSP), nothing that needs a C library.

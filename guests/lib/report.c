@@ -5,13 +5,19 @@
 
 enum { RAM = 1, MAX_ENTRIES = 32 };
 
-extern const char _start[], image_end[];
+extern const char _start[], load_end[], bss_start[], image_end[];
 
 static struct {
     uint64_t start, end;
 } entries[MAX_ENTRIES];
 static unsigned entry_count;
 static uint64_t ram;
+
+static int overlaps(unsigned long long start, unsigned long long end, const char *low,
+                    const char *high)
+{
+    return start < (uintptr_t)high && end > (uintptr_t)low;
+}
 
 void report_module(unsigned index, unsigned long long start, unsigned long long size,
                    const char *args)
@@ -20,10 +26,13 @@ void report_module(unsigned index, unsigned long long start, unsigned long long 
 
     print("module%u=%s\n", index, args);
     print("module%u.size=%u\n", index, (uint32_t)size);
-    if (size < 4 || (start < (uintptr_t)image_end && start + size > (uintptr_t)_start)) {
+    if (overlaps(start, start + size, _start, load_end) ||
+        overlaps(start, start + size, bss_start, image_end)) {
         print("module%u lies at 0x%llx, on the image\n", index, start);
         finish(59);
     }
+    if (size < 4)
+        return;
     print("module%u.head=%02x%02x%02x%02x\n", index, bytes[0], bytes[1], bytes[2], bytes[3]);
     print("module%u.tail=%02x%02x\n", index, bytes[size - 2], bytes[size - 1]);
 }
