@@ -54,7 +54,7 @@ fn parse_row(line: &str) -> Result<Row, String> {
         args: split_args(args)?,
         input: input.replace("\\n", "\n"),
         verdict: verdict.parse().map_err(|_| format!("verdict {verdict:?}"))?,
-        says: split_list(says),
+        says: split_list(&says.replace("\\n", "\n")),
         limit: limit.parse().map_err(|_| format!("limit {limit:?}"))?,
         small: match set {
             "" => false,
