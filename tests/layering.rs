@@ -241,13 +241,13 @@ fn names_after(tokens: &[Token], start: usize, found: &mut Vec<(String, usize)>)
         return;
     }
     let mut open = 0;
-    for i in start + 1..tokens.len() {
+    for (i, token) in tokens.iter().enumerate().skip(start + 1) {
         let is_first = open == 1 && matches!(text(i - 1), "{" | ",");
-        match text(i) {
+        match token.text {
             "{" => open += 1,
             "}" if open == 1 => return,
             "}" => open -= 1,
-            name if is_first => found.push((name.to_owned(), tokens[i].line)),
+            name if is_first => found.push((name.to_owned(), token.line)),
             _ => {}
         }
     }
