@@ -60,9 +60,12 @@ const FENCES: &[(&str, &[&str], &str)] = &[
     (
         "unsafe",
         &[
+            "cli/terminal.rs",
             "kvm/exit.rs",
             "kvm/vcpu.rs",
             "kvm/vm.rs",
+            "machine/poll.rs",
+            "machine/signals.rs",
             "mem/mod.rs",
             "vcpu/control.rs",
             "vcpu/kick.rs",

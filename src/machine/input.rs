@@ -15,6 +15,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Input;
+use super::poll::poll;
 use crate::devices::SerialInput;
 use crate::vcpu::{self, Control};
 use crate::verdict::{Refusal, StopLine, Verdict};
@@ -185,15 +186,12 @@ impl Carrier {
     }
 
     fn poll(&self, file: Option<&File>, patience: libc::c_int) -> Ready {
-        let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        // poll(2) passes over a negative file descriptor.
-        let mut fds = [poll(self.end.as_raw_fd()), poll(file.map_or(-1, AsRawFd::as_raw_fd))];
-        // SAFETY: two pollfds, which outlive the call.
-        let ready = unsafe { libc::poll(fds.as_mut_ptr(), 2, patience) };
-        match fds {
-            _ if ready <= 0 => Ready::Nothing,
-            [end, _] if end.revents != 0 => Ready::End,
-            _ => Ready::Input,
+        let file = file.map_or(-1, AsRawFd::as_raw_fd);
+        match poll([(self.end.as_raw_fd(), libc::POLLIN), (file, libc::POLLIN)], patience) {
+            Ok([0, 0]) => Ready::Nothing,
+            Ok([0, _]) => Ready::Input,
+            // Without a way to wait there is no more input.
+            Ok(_) | Err(_) => Ready::End,
         }
     }
 }

@@ -10,6 +10,7 @@ mod input;
 mod linux;
 mod output;
 mod platform;
+mod poll;
 pub mod report;
 pub mod signals;
 

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use super::poll::poll;
 use crate::vcpu::Control;
 
 /// How long to wait for a reader before looking whether the machine is to end, in ms.
@@ -24,19 +25,10 @@ impl HostOutput {
 
     /// Waits until a write would not block; false when the machine is to end before.
     fn wait(&self) -> io::Result<bool> {
-        let mut poll =
-            libc::pollfd { fd: self.file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
         loop {
-            // SAFETY: one pollfd, which outlives the call.
-            match unsafe { libc::poll(&mut poll, 1, PATIENCE) } {
-                1.. => return Ok(true),
-                0 => {}
-                _ => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
+            let [ready] = poll([(self.file.as_raw_fd(), libc::POLLOUT)], PATIENCE)?;
+            if ready != 0 {
+                return Ok(true);
             }
             if self.control.should_stop() {
                 return Ok(false);
