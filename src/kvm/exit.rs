@@ -81,6 +81,15 @@ pub enum Exit<'a> {
         /// KVM_SYSTEM_EVENT_*.
         kind: u32,
     },
+    /// A breakpoint, a watchpoint or a single step.
+    Debug {
+        /// The exception: 1 (#DB) or 3 (#BP).
+        exception: u32,
+        /// The instruction pointer, a linear address.
+        pc: u64,
+        /// What the debug status register shows.
+        dr6: u64,
+    },
     /// A signal, or `immediate_exit`.
     Interrupted,
     /// KVM_RUN failed.
@@ -140,6 +149,7 @@ pub enum ExitKind {
     FailEntry,
     InternalError,
     SystemEvent,
+    Debug,
     Interrupted,
     Failed,
     Other,
@@ -147,7 +157,7 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// Every kind with its name in reports.
-    pub const NAMES: [&'static str; 15] = [
+    pub const NAMES: [&'static str; 16] = [
         "pio_in",
         "pio_out",
         "mmio_read",
@@ -160,6 +170,7 @@ impl ExitKind {
         "fail_entry",
         "internal_error",
         "system_event",
+        "debug",
         "interrupted",
         "failed",
         "other",
@@ -183,6 +194,7 @@ impl Exit<'_> {
             Self::FailEntry { .. } => ExitKind::FailEntry,
             Self::InternalError(_) => ExitKind::InternalError,
             Self::SystemEvent { .. } => ExitKind::SystemEvent,
+            Self::Debug { .. } => ExitKind::Debug,
             Self::Interrupted => ExitKind::Interrupted,
             Self::Failed { .. } => ExitKind::Failed,
             Self::Other { .. } => ExitKind::Other,
@@ -239,6 +251,10 @@ pub fn decode(page: &mut [u8]) -> Exit<'_> {
         KVM_EXIT_INTERNAL_ERROR => Exit::InternalError(internal_error(run)),
         KVM_EXIT_SYSTEM_EVENT => {
             Exit::SystemEvent { kind: unsafe { run.__bindgen_anon_1.system_event }.type_ }
+        }
+        KVM_EXIT_DEBUG => {
+            let debug = unsafe { run.__bindgen_anon_1.debug }.arch;
+            Exit::Debug { exception: debug.exception, pc: debug.pc, dr6: debug.dr6 }
         }
         KVM_EXIT_INTR => Exit::Interrupted,
         reason => Exit::Other { reason },

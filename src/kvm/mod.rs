@@ -10,7 +10,7 @@ mod vm;
 
 pub use caps::{Backend, Kvm};
 pub use exit::{Exit, ExitKind, InternalError, decode};
-pub use vcpu::{RunState, Vcpu};
+pub use vcpu::{Debug, HardwareBreakpoint, RunState, Vcpu, WatchKind};
 pub use vm::{SupportedCpuid, Vm};
 
 /// What KVM refused.

@@ -1,22 +1,21 @@
 //! A vCPU: its entry state, its run, what can be asked of it when it stands still.
 
+mod convert;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{
+    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP,
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_REGS,
-    KVM_SYNC_X86_SREGS, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_sync_regs,
+    KVM_SYNC_X86_SREGS, kvm_guest_debug, kvm_guest_debug_arch, kvm_sync_regs,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 
 use super::{Error, Exit, SupportedCpuid, decode};
 use crate::x86::cpuid::Policy;
-use crate::x86::{CpuInit, DescriptorTable, Regs, Rflags, Segment};
-
-/// APIC base at reset: the address, enabled; the first processor is marked (Intel SDM
-/// Vol. 3A 11.4.4).
-const APIC_BASE: u64 = 0xFEE0_0000 | 1 << 11;
-const APIC_BASE_BSP: u64 = 1 << 8;
+use crate::x86::{CpuInit, CpuState, Rflags};
+use convert::{regs, sregs, state};
 
 /// A vCPU that is not in KVM_RUN, as its thread sees it.
 pub struct Vcpu {
@@ -146,73 +145,104 @@ impl Vcpu {
     pub fn interrupts_enabled(&mut self) -> bool {
         self.synced().regs.rflags & Rflags::IF.bits() != 0
     }
-}
 
-fn regs(regs: &Regs, rflags: Rflags) -> kvm_regs {
-    let &Regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip } =
-        regs;
-    let rflags = rflags.bits();
-    kvm_regs {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
+    /// Its registers, by two ioctls: not for the exit path.
+    pub fn state(&self) -> Result<CpuState, Error> {
+        let regs = self.fd.get_regs().map_err(Error::ioctl("KVM_GET_REGS"))?;
+        let sregs = self.fd.get_sregs().map_err(Error::ioctl("KVM_GET_SREGS"))?;
+        Ok(state(&regs, &sregs))
+    }
+
+    /// Sets what is debugged; the last call counts.
+    pub fn set_debug(&self, debug: &Debug) -> Result<(), Error> {
+        let mut control = KVM_GUESTDBG_ENABLE;
+        let flags = [
+            (debug.single_step, KVM_GUESTDBG_SINGLESTEP),
+            (debug.software_breakpoints, KVM_GUESTDBG_USE_SW_BP),
+            (debug.hardware.iter().any(Option::is_some), KVM_GUESTDBG_USE_HW_BP),
+        ];
+        for (_, flag) in flags.iter().filter(|(on, _)| *on) {
+            control |= flag;
+        }
+        if control == KVM_GUESTDBG_ENABLE {
+            control = 0;
+        }
+        let arch = kvm_guest_debug_arch { debugreg: debug.registers() };
+        self.fd
+            .set_guest_debug(&kvm_guest_debug { control, pad: 0, arch })
+            .map_err(Error::ioctl("KVM_SET_GUEST_DEBUG"))
     }
 }
 
-fn sregs(cpu: &CpuInit, first: bool) -> kvm_sregs {
-    let data = segment(&cpu.data);
-    kvm_sregs {
-        cs: segment(&cpu.cs),
-        ds: data,
-        es: data,
-        fs: data,
-        gs: data,
-        ss: segment(&cpu.ss),
-        tr: segment(&cpu.tr),
-        ldt: segment(&cpu.ldt),
-        gdt: table(cpu.gdt),
-        idt: table(cpu.idt),
-        cr0: cpu.cr0.bits(),
-        cr3: cpu.cr3,
-        cr4: cpu.cr4.bits(),
-        efer: cpu.efer.bits(),
-        apic_base: APIC_BASE | if first { APIC_BASE_BSP } else { 0 },
-        ..Default::default()
+/// What a debug register watches for (Intel SDM Vol. 3B 18.2.4: the R/W field).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchKind {
+    /// Execution.
+    Execute,
+    /// Data writes.
+    Write,
+    /// Data reads and writes.
+    Access,
+}
+
+/// A hardware breakpoint or watchpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HardwareBreakpoint {
+    /// Linear address, a multiple of `len`.
+    pub address: u64,
+    /// 1, 2, 4 or 8 bytes; 1 for execution.
+    pub len: u8,
+    /// What it watches for.
+    pub kind: WatchKind,
+}
+
+/// What KVM debugs of a vCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Debug {
+    /// An exit after every instruction.
+    pub single_step: bool,
+    /// INT3 exits instead of going to the guest.
+    pub software_breakpoints: bool,
+    /// The four debug registers.
+    pub hardware: [Option<HardwareBreakpoint>; 4],
+}
+
+impl Debug {
+    /// DR0 to DR7.
+    fn registers(&self) -> [u64; 8] {
+        let mut registers = [0; 8];
+        registers[7] = 1 << 10; // always 1
+        for (n, breakpoint) in self.hardware.iter().enumerate() {
+            let Some(HardwareBreakpoint { address, len, kind }) = breakpoint else { continue };
+            registers[n] = *address;
+            let condition = match kind {
+                WatchKind::Execute => 0,
+                WatchKind::Write => 1,
+                WatchKind::Access => 3,
+            };
+            let size = match len {
+                2 => 1,
+                4 => 3,
+                8 => 2,
+                _ => 0,
+            };
+            registers[7] |= 2 << (2 * n) | (condition | size << 2) << (16 + 4 * n);
+        }
+        registers
     }
 }
 
-fn segment(segment: &Segment) -> kvm_segment {
-    kvm_segment {
-        base: segment.base,
-        limit: segment.limit,
-        selector: segment.selector,
-        type_: segment.kind,
-        present: segment.present.into(),
-        dpl: segment.dpl,
-        db: segment.default_32.into(),
-        s: segment.code_or_data.into(),
-        l: segment.long.into(),
-        g: segment.granularity().into(),
-        unusable: (!segment.present).into(),
-        ..Default::default()
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn table(table: DescriptorTable) -> kvm_dtable {
-    kvm_dtable { base: table.base, limit: table.limit, ..Default::default() }
+    #[test]
+    fn debug_registers() {
+        let at = |address, len, kind| Some(HardwareBreakpoint { address, len, kind });
+        let hardware =
+            [at(0x1000, 1, WatchKind::Execute), None, at(0x2000, 8, WatchKind::Write), None];
+        let registers = Debug { hardware, ..Debug::default() }.registers();
+        assert_eq!((registers[0], registers[2]), (0x1000, 0x2000));
+        assert_eq!(registers[7], 1 << 10 | 2 | 2 << 4 | 0b1001 << 24);
+    }
 }

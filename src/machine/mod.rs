@@ -104,7 +104,7 @@ pub struct Machine {
     control: Arc<Control>,
     console: Arc<Console>,
     pump: Arc<Pump>,
-    incarnation: Option<Incarnation>,
+    incarnation: Incarnation,
     loaded: Loaded,
     began: Instant,
     counts: Counts,
@@ -116,7 +116,7 @@ pub struct Machine {
 struct Incarnation {
     loops: Vec<RunLoop>,
     /// Keeps the guest's memory mapped while vCPUs run in it.
-    vm: Vm,
+    _vm: Vm,
 }
 
 impl Machine {
@@ -149,7 +149,7 @@ impl Machine {
             control,
             console,
             pump,
-            incarnation: Some(incarnation),
+            incarnation,
             loaded,
             began,
             counts: Counts::default(),
@@ -160,34 +160,30 @@ impl Machine {
 
     /// Runs the guest to its end. A second call gives the same verdict again.
     pub fn run(&mut self) -> Verdict {
-        while let Some(incarnation) = self.incarnation.take() {
-            let Incarnation { loops, vm } = incarnation;
-            self.counts.add(&vcpu::run_all(loops, &self.control));
-            drop(vm);
+        loop {
+            if let Some((verdict, _)) = &self.ended {
+                return verdict.clone();
+            }
+            self.counts.add(&vcpu::run_all(&mut self.incarnation.loops, &self.control));
             let verdict = self.judge(self.control.verdict());
-            if self.config.on_reset == OnReset::Restart && is_reset(&verdict) {
-                match self.restart() {
-                    Ok(()) => continue,
-                    Err(e) => self.end(e.verdict()),
-                }
-            } else {
+            if self.config.on_reset != OnReset::Restart || !is_reset(&verdict) {
                 self.end(verdict);
+            } else if let Err(e) = self.restart() {
+                self.end(e.verdict());
             }
         }
-        self.pump.end();
-        self.ended.as_ref().map_or_else(nothing_ran, |(verdict, _)| verdict.clone())
     }
 
     fn end(&mut self, verdict: Verdict) {
         self.ended = Some((verdict, self.began.elapsed()));
+        self.pump.end();
     }
 
     fn restart(&mut self) -> Result<(), Error> {
         self.control.rearm();
         self.restarts += 1;
-        let (_, incarnation) =
-            incarnate(&self.config, &self.files, &self.control, &self.console, &self.pump)?;
-        self.incarnation = Some(incarnation);
+        let Self { config, files, control, console, pump, .. } = self;
+        (_, self.incarnation) = incarnate(config, files, control, console, pump)?;
         Ok(())
     }
 
@@ -284,7 +280,7 @@ fn incarnate(
         let cpuid = cpuid.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let loops = start_state(loops, &cpuid, &loaded, irqchip)?;
         log::info!("{}: {}", config.image.display(), loaded.description);
-        Ok((loaded, Incarnation { loops, vm }))
+        Ok((loaded, Incarnation { loops, _vm: vm }))
     })
 }
 

@@ -14,17 +14,17 @@ use crate::verdict::{Refusal, StopLine, Verdict};
 /// How long to wait before the next look at a clock that the first look found early.
 const AGAIN: std::time::Duration = std::time::Duration::from_millis(10);
 
-/// Runs all vCPUs until the machine ends; gives back what they counted. The first runs on
-/// the calling thread: a thread costs start-up time, and a machine with one vCPU needs none.
-pub fn run_all(mut loops: Vec<RunLoop>, control: &Arc<Control>) -> Counts {
+/// Runs all vCPUs until the machine ends; gives them back as they stand, with what they
+/// counted together. The first runs on the calling thread: a thread costs start-up time, and
+/// a machine with one vCPU needs none.
+pub fn run_all(loops: &mut [RunLoop], control: &Arc<Control>) -> Counts {
     let mut total = Counts::default();
+    let Some((first, others)) = loops.split_first_mut() else { return total };
     thread::scope(|scope| {
-        let others: Vec<_> = loops.drain(1..).map(|it| start(scope, it, control)).collect();
-        if let Some(mut first) = loops.pop() {
-            match drive(&mut first) {
-                Ok(counts) => total.add(&counts),
-                Err(e) => control.stop(refused(&e)),
-            }
+        let others: Vec<_> = others.iter_mut().map(|it| start(scope, it, control)).collect();
+        match drive(first) {
+            Ok(counts) => total.add(&counts),
+            Err(e) => control.stop(refused(&e)),
         }
         for other in others.into_iter().flatten() {
             match other.join() {
@@ -38,14 +38,14 @@ pub fn run_all(mut loops: Vec<RunLoop>, control: &Arc<Control>) -> Counts {
 
 fn start<'scope>(
     scope: &'scope thread::Scope<'scope, '_>,
-    mut it: RunLoop,
+    it: &'scope mut RunLoop,
     control: &Arc<Control>,
 ) -> Option<thread::ScopedJoinHandle<'scope, Counts>> {
     let builder = thread::Builder::new().name(format!("vcpu{}", it.vcpu.id()));
     let stop = control.clone();
     let spawned = builder.spawn_scoped(scope, move || {
         block_process_signals();
-        drive(&mut it).unwrap_or_else(|e| {
+        drive(it).unwrap_or_else(|e| {
             stop.stop(refused(&e));
             Counts::default()
         })

@@ -8,7 +8,9 @@ pub mod cpuid;
 pub mod init;
 pub mod paging;
 pub mod segment;
+pub mod state;
 
 pub use control::{Cr0, Cr4, Efer, Rflags};
 pub use init::{CpuInit, DescriptorTable, Mode, Regs};
 pub use segment::Segment;
+pub use state::CpuState;
