@@ -21,6 +21,20 @@ dpkg-deb:dpkg
 PAIRS
 }
 
+# virtiofsd has to be root to open other users' files the way overlayfs asks for
+# (O_NOATIME). The variables go over the command line, so only these do.
+become_root() {
+	local v keep=()
+	[ "$(id -u)" != 0 ] || return 0
+	have sudo || die "has to run as root, and there is no sudo"
+	mkdir -p "$cache"
+	for v in PATH HOME USER LOGNAME SHELL TERM LANG RUSTUP_HOME CARGO_HOME TMPDIR \
+		XDG_CACHE_HOME RINGFENCE_RIG_CACHE RINGFENCE_RIG_KERNEL_DEB ${envs[@]+"${envs[@]%%=*}"}; do
+		[ -z "${!v+set}" ] || keep+=("$v=${!v}")
+	done
+	exec sudo env "${keep[@]}" "$rig_d/../rig" "${original[@]}"
+}
+
 # The part of the initramfs that is the same in every run with these modules.
 build_initramfs() {	# $1: file to write, then modules
 	local work=$cache/initramfs
@@ -162,6 +176,8 @@ qemu_command() {
 
 run() {
 	local qemu=() qemu_pid qemu_rc=0 cats=() rc='' up1='' up2='' ms
+	local from limit=$((timeout + 180))
+	from=$(now_ms)
 	mkfifo "$dir/out" "$dir/err"
 	cat "$dir/out" &
 	cats+=("$!")
@@ -170,13 +186,12 @@ run() {
 	pids=("${cats[@]}")
 	start_virtiofsd
 	qemu_command
-	setpriv --pdeathsig KILL "${qemu[@]}" </dev/null >"$dir/qemu.log" 2>&1 &
+	# The machine enforces --timeout itself; the limit here is for when it hangs.
+	setpriv --pdeathsig KILL timeout --signal=KILL "$limit" \
+		setpriv --pdeathsig KILL "${qemu[@]}" </dev/null >"$dir/qemu.log" 2>&1 &
 	qemu_pid=$!
 	pids=("$qemu_pid" "${pids[@]}")
-	# The machine enforces --timeout itself; this is for when it hangs.
-	watchdog "$qemu_pid" $((timeout + 180))
-	wait "$qemu_pid" || qemu_rc=$?
-	kill "$dog" 2>/dev/null || true
+	wait "$qemu_pid" 2>/dev/null || qemu_rc=$?
 	# QEMU's end closes the pipes; if it never opened them, do that for the cats.
 	: 7<>"$dir/out" 8<>"$dir/err"
 	wait "${cats[@]}" 2>/dev/null || true
@@ -184,7 +199,10 @@ run() {
 	if [ -z "$rc" ]; then
 		grep -v -e "warning: TCG doesn't" "$dir/qemu.log" >&2 || true
 		show_console
-		[ ! -e "$dir/hung" ] || { echo "rig: the machine hung, and was ended" >&2; exit 124; }
+		if [ "$qemu_rc" = 137 ] && [ $(($(now_ms) - from)) -ge $((limit * 1000)) ]; then
+			echo "rig: the machine hung, and was ended" >&2
+			exit 124
+		fi
 		die "no exit code came from the machine (QEMU's own is $qemu_rc)"
 	fi
 	[ "$up1" != 0 ] || { show_console; die "the machine could not be set up"; }

@@ -124,7 +124,14 @@ lock_cache() {
 	fi
 	kdir=$cache/$kver
 }
-unlock_cache() { exec 9>&-; }
+
+# Under sudo the cache stays the user's, who may run the other machine without.
+unlock_cache() {
+	if [ "$(id -u)" = 0 ] && [ "$(stat -c %u "$cache/..")" != 0 ]; then
+		chown -R --reference="$cache/.." "$cache"
+	fi
+	exec 9>&-
+}
 
 # Puts the modules named after $1, and what they need, into directory $1 as plain
 # NNN-NAME.ko, numbered in the order in which insmod has to take them.
@@ -188,24 +195,17 @@ cleanup() {
 }
 
 make_dir() {
+	local old pid
+	# What a rig left that was ended with SIGKILL.
+	for old in "${TMPDIR:-/tmp}"/ringfence-rig.*; do
+		pid=$(cat "$old/pid" 2>/dev/null) || continue
+		if [ -O "$old" ] && [ ! -d "/proc/$pid" ]; then rm -rf "$old"; fi
+	done
 	trap cleanup EXIT
 	trap 'exit 130' INT
 	trap 'exit 143' TERM HUP
 	dir=$(mktemp -d "${TMPDIR:-/tmp}/ringfence-rig.XXXXXX") || die "no temporary directory"
-}
-
-# Ends process $1 with SIGKILL after $2 seconds and leaves the file $dir/hung.
-watchdog() {
-	# shellcheck disable=SC2064  # this sleep's number, now
-	(
-		sleep "$2" &
-		trap "kill $! 2>/dev/null; exit" TERM
-		wait $!
-		: >"$dir/hung"
-		kill -9 "$1" 2>/dev/null
-	) </dev/null >/dev/null 2>&1 &
-	dog=$!
-	pids+=("$dog")
+	echo $$ >"$dir/pid"
 }
 
 show_console() {

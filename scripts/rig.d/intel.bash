@@ -155,7 +155,7 @@ relay() {
 # does not end in time.
 limits() {
 	local i=0 from=''
-	while sleep 1; do
+	while sleep 1 && kill -0 $$ 2>/dev/null; do
 		i=$((i + 1))
 		if [ -z "$from" ] && [ -e "$dir/start" ]; then from=$i; fi
 		if [ -z "$from" ]; then [ "$i" -gt 600 ] || continue; : >"$dir/no-start"
@@ -179,7 +179,7 @@ run() {
 	machine=$!
 	limits </dev/null >/dev/null 2>&1 &
 	pids=("$machine" "$!" "$reader")
-	wait "$machine" || true
+	wait "$machine" 2>/dev/null || true
 	: 7<>"$dir/output"	# if Bochs never opened it
 	wait "$reader" || true
 	finish
