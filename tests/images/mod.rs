@@ -199,7 +199,8 @@ impl BzImage {
     }
 
     pub fn bytes(&self) -> Vec<u8> {
-        let mut image = vec![0; 512 * (usize::from(self.setup_sectors) + 1)];
+        let sectors = if self.setup_sectors == 0 { 4 } else { usize::from(self.setup_sectors) };
+        let mut image = vec![0; 512 * (sectors + 1)];
         let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
         put(0x1F1, &[self.setup_sectors]);
         put(0x1F4, &(self.kernel.len() as u32).div_ceil(16).to_le_bytes());
@@ -217,5 +218,55 @@ impl BzImage {
         put(0x260, &self.init_size.to_le_bytes());
         image.extend(&self.kernel);
         image
+    }
+}
+
+/// One good image of each kind.
+pub fn one_of_each() -> Vec<Vec<u8>> {
+    const MIB: u64 = 1 << 20;
+    let link = 0xFFFF_FFFF_8000_0000;
+    let hlt = [0xF4; 64];
+    let with = |header: Vec<u8>| [header, hlt.to_vec()].concat();
+    let note = |owner: &str, kind| Segment::note(owner, kind, &(MIB as u32).to_le_bytes());
+    let dynamic: Vec<u8> =
+        [7_u64, 0x40, 8, 24, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let rela: Vec<u8> = [8_u64, 8, 16].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let pie = [hlt.to_vec(), rela].concat();
+    let addresses = [0x20_0000, 0x20_0000, 0, 0x20_1000, 0x20_0020];
+    let tags: &[(u16, u16, &[u32])] =
+        &[(1, 0, &[1, 6]), (2, 0, &[0x20_0000, u32::MAX, 0, 0]), (3, 0, &[0x20_0008])];
+    let higher = Segment::load(link + MIB, MIB, &with(multiboot2_header(&[])), 0x30_0000);
+    let low = |bytes: &[u8]| Segment::load(MIB, MIB, bytes, 0x2000);
+    vec![
+        boot_sector(),
+        elf64(ET_EXEC, link + MIB, &[Segment::load(link + MIB, MIB, &hlt, 0x3000)]),
+        elf64(ET_EXEC, 0x50_0000, &[Segment::load(0x50_0000, MIB, &hlt, 0x40_0000)]),
+        elf64(ET_DYN, 0, &[Segment::load(0, 0, &pie, 0x100), Segment::other(PT_DYNAMIC, &dynamic)]),
+        elf32(ET_EXEC, MIB as u32, &[low(&hlt), Segment::load(2 * MIB, 2 * MIB, &[1; 5], 5)]),
+        elf64(ET_EXEC, MIB, &[low(&hlt), note("Xen", 18)]),
+        elf64(ET_EXEC, MIB, &[low(&hlt), note("Linux", 1)]),
+        elf32(ET_EXEC, MIB as u32, &[low(&with(multiboot_header(3, &[])))]),
+        with(multiboot_header(1 << 16, &addresses)),
+        with_sections(elf64(ET_EXEC, link + MIB, &[higher]), &[1; 48], b"\0name\0"),
+        with(multiboot2_header(tags)),
+        BzImage::modern().bytes(),
+        BzImage { xload_flags: 0, relocatable: 0, ..BzImage::modern() }.bytes(),
+    ]
+}
+
+/// What has to hold of everything that was loaded.
+pub fn check_loaded(loaded: &ringfence::boot::Loaded, map: &ringfence::mem::MemoryMap) {
+    let mut end = 0;
+    for placed in &loaded.placed {
+        let range = placed.range;
+        assert!(range.start >= end && !range.is_empty(), "not ascending: {loaded:?}");
+        assert!(map.has_ram(&range), "not in RAM: {loaded:?}");
+        end = range.end;
+    }
+    let cpu = &loaded.cpu;
+    if cpu.mode != ringfence::x86::Mode::Long {
+        let entry = cpu.cs.base + cpu.regs.rip;
+        let holds = |p: &&ringfence::boot::Placed| p.range.start <= entry && entry < p.range.end;
+        assert!(loaded.placed.iter().any(|p| holds(&p)), "enters nothing: {loaded:?}");
     }
 }
