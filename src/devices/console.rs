@@ -4,7 +4,6 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -29,9 +28,6 @@ pub struct Console {
     /// Never held while anything blocks: a report can be written although a vCPU hangs in
     /// the sink.
     record: Mutex<Record>,
-    /// Set once, by [`Self::abandon`]. Relaxed: the signal that follows is what makes a
-    /// blocked writer look again, and a writer that looks too early is signalled again.
-    abandoned: AtomicBool,
     stop: Arc<dyn StopLine>,
     name: String,
 }
@@ -57,8 +53,9 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Every byte goes to `output` at once: give it something unbuffered. `name` is what an
-    /// error calls it: "standard output", or a path.
+    /// Every byte goes to `output` at once: give it something unbuffered, and something that
+    /// gives up (by taking the bytes) when the machine is to end, or its end waits for a
+    /// reader. `name` is what an error calls it: "standard output", or a path.
     pub fn output(mut self, name: impl Into<String>, output: Box<dyn Write + Send>) -> Self {
         (self.output, self.name) = (output, name.into());
         self
@@ -80,7 +77,6 @@ impl Builder {
                 capture: Vec::new(),
                 limit: self.limit,
             }),
-            abandoned: AtomicBool::new(false),
             stop: self.stop,
             name: self.name,
         })
@@ -100,7 +96,7 @@ impl Console {
         if sink.failed {
             return;
         }
-        if let Err(error) = self.send(&mut *sink.output, bytes) {
+        if let Err(error) = Self::send(&mut *sink.output, bytes) {
             sink.failed = true;
             self.stop.stop(self.failure(&error));
         }
@@ -121,17 +117,9 @@ impl Console {
         lock(&self.record).capture.clone()
     }
 
-    /// Waits for no reader any more: a writer that blocks in the sink gives up at the next
-    /// signal that its thread gets. For whoever stops the machine: call this, then kick the
-    /// vCPUs until they are parked.
-    pub fn abandon(&self) {
-        self.abandoned.store(true, Ordering::Relaxed);
-    }
-
-    /// `Write::write_all` that can be told to give up, and that waits where a sink in
-    /// non-blocking mode would lose bytes.
-    fn send(&self, output: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() && !self.abandoned.load(Ordering::Relaxed) {
+    /// `Write::write_all` that waits where a sink in non-blocking mode would lose bytes.
+    fn send(output: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
             match output.write(bytes) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
@@ -228,14 +216,6 @@ mod tests {
         let (console, stops, _) = scripted(&[ErrorKind::BrokenPipe]);
         console.write(b"x");
         assert_eq!(stops.take(), [Verdict::Signal(13)]);
-    }
-
-    #[test]
-    fn an_abandoned_console_waits_for_nobody() {
-        let (console, stops, written) = scripted(&[ErrorKind::WouldBlock; 100]);
-        console.abandon();
-        console.write(b"x");
-        assert_eq!((stops.take(), written.lock().unwrap().len()), (vec![], 0));
     }
 
     #[test]

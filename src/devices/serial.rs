@@ -264,11 +264,6 @@ impl SerialInput {
         self.0.lock().closed = true;
         self.0.room.notify_all();
     }
-
-    /// Is it closed?
-    pub fn is_closed(&self) -> bool {
-        self.0.lock().closed
-    }
 }
 
 #[cfg(test)]
@@ -419,7 +414,7 @@ mod tests {
             pc.serial.input().close();
             assert_eq!(waiter.join().unwrap(), 0);
         });
-        assert!(input.is_closed());
+        assert_eq!((pc.inb(0), input.wait_for_room(Duration::from_secs(60))), (0, 0));
     }
 
     #[test]

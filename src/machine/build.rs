@@ -1,0 +1,195 @@
+//! How a machine is put together: image, VM, devices, vCPUs.
+
+use std::sync::Arc;
+
+use super::error::Error;
+use super::files::Files;
+use super::input::Pump;
+use super::linux;
+use super::output::HostOutput;
+use super::platform::{self, COM1_GSI, Parts};
+use super::{CAPTURE, Output};
+use crate::boot::{self, Loaded, Protocol};
+use crate::bus::Bus;
+use crate::config::Config;
+use crate::devices::{Console, Hypercalls, Serial};
+use crate::irq::{IrqLine, Irqchip, NotConnected};
+use crate::kvm::{Kvm, SupportedCpuid, Vm};
+use crate::mem::{self, GuestMemory, MemoryMap};
+use crate::vcpu::{Control, HaltWatch, HypercallDevice, RunLoop};
+use crate::x86::cpuid::Policy;
+
+/// What a reset throws away.
+pub(super) struct Incarnation {
+    pub(super) loops: Vec<RunLoop>,
+    /// Keeps the guest's memory mapped while vCPUs run in it.
+    _vm: Vm,
+}
+
+pub(super) fn console(output: Output, control: &Arc<Control>) -> Arc<Console> {
+    let builder = Console::builder(control.clone());
+    match output {
+        Output::Captured => builder.capture(CAPTURE).build(),
+        Output::File(name, file) => {
+            builder.output(name, Box::new(HostOutput::new(file, control.clone()))).build()
+        }
+    }
+}
+
+/// Loads the image and makes all that KVM and the guest see.
+pub(super) fn incarnate(
+    config: &Config,
+    files: &Files,
+    control: &Arc<Control>,
+    console: &Arc<Console>,
+    pump: &Arc<Pump>,
+) -> Result<(Loaded, Incarnation), Error> {
+    let kvm = Kvm::open(&config.kvm)?;
+    kvm.check_cpus(config.cpus)?;
+    std::thread::scope(|scope| {
+        // The slowest question to KVM, asked beside the rest.
+        let cpuid = scope.spawn(|| SupportedCpuid::ask(&kvm));
+        let (memory, loaded) = load(config, files)?;
+        let irqchip = config.irqchip_for(loaded.protocol);
+        let vm = Vm::new(&kvm, &memory, irqchip)?;
+        let loops = vcpus(config, &vm, control, console, pump)?;
+        let cpuid = cpuid.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let loops = start_state(loops, &cpuid, &loaded, irqchip)?;
+        log::info!("{}: {}", config.image.display(), loaded.description);
+        Ok((loaded, Incarnation { loops, _vm: vm }))
+    })
+}
+
+/// Guest memory with the image in it.
+pub(super) fn load(config: &Config, files: &Files) -> Result<(GuestMemory, Loaded), Error> {
+    let memory = mem::create(config.memory)?;
+    let map = MemoryMap::new(config.memory);
+    let loaded = load_into(config, files, &memory, &map)?;
+    Ok((memory, loaded))
+}
+
+fn load_into(
+    config: &Config,
+    files: &Files,
+    memory: &GuestMemory,
+    map: &MemoryMap,
+) -> Result<Loaded, Error> {
+    let modules = files.modules();
+    let cmdline = cmdline(config, files);
+    let image_name = config.image.display().to_string();
+    let request = boot::Request {
+        image: &files.image,
+        image_name: &image_name,
+        protocol: config.boot,
+        entry: config.entry,
+        load_address: config.load_address,
+        cmdline: &cmdline,
+        modules: &modules,
+        initrd: files.initrd.as_deref(),
+        map,
+        memory,
+    };
+    boot::load(&request).map_err(|source| Error::Boot { image: image_name.clone(), source })
+}
+
+/// The command line as given, else what the protocol's guests need.
+pub(super) fn cmdline(config: &Config, files: &Files) -> String {
+    let is_linux = || {
+        let found = || boot::probe(&files.image).ok().map(|found| found.protocol);
+        config.boot.or_else(found) == Some(Protocol::Linux)
+    };
+    match &config.cmdline {
+        Some(given) => given.clone(),
+        None if is_linux() => linux::DEFAULT_CMDLINE.to_owned(),
+        None => String::new(),
+    }
+}
+
+/// Devices, buses and vCPUs.
+fn vcpus(
+    config: &Config,
+    vm: &Vm,
+    control: &Arc<Control>,
+    console: &Arc<Console>,
+    pump: &Arc<Pump>,
+) -> Result<Vec<RunLoop>, Error> {
+    let calls = Arc::new(Hypercalls {
+        console: console.clone(),
+        stop: control.clone(),
+        processors: config.cpus,
+        memory: config.memory,
+    });
+    let serial = Serial::new(console.clone(), com1_line(vm)?, pump.wanted());
+    pump.attach(serial.input());
+    let (pio, mmio) = (Bus::new(), Bus::new());
+    let parts = Parts::new(control.clone(), calls.clone(), serial);
+    platform::populate(&pio, &parts)?;
+    let hypercalls: Arc<dyn HypercallDevice> = Arc::new(PassedOn(calls));
+    let halt_watch = match vm.irqchip() {
+        Irqchip::None => None,
+        _ => Some(Arc::new(HaltWatch::new(config.cpus))),
+    };
+    let one = |id| {
+        Ok(RunLoop {
+            vcpu: vm.create_vcpu(id)?,
+            pio: pio.view(),
+            mmio: mmio.view(),
+            hypercalls: hypercalls.clone(),
+            control: control.clone(),
+            halt_watch: halt_watch.clone(),
+        })
+    };
+    (0..config.cpus).map(one).collect()
+}
+
+/// COM1's interrupt: an irqfd where there is an I/O APIC to raise it.
+fn com1_line(vm: &Vm) -> Result<Arc<dyn IrqLine>, Error> {
+    Ok(match vm.irqchip() {
+        Irqchip::Full => Arc::new(EventLine(vm.irq_event(COM1_GSI)?)),
+        _ => Arc::new(NotConnected),
+    })
+}
+
+/// An interrupt that an eventfd raises.
+struct EventLine(vmm_sys_util::eventfd::EventFd);
+
+impl IrqLine for EventLine {
+    fn trigger(&self) {
+        // Fails only when 2^64 - 2 triggers wait: then one more changes nothing.
+        let _ = self.0.write(1);
+    }
+}
+
+/// The hypercall that KVM passes on, as ours: number 12, the function plus 1 where KVM
+/// checks for a number of pages, the argument where it checks for a page's address.
+struct PassedOn(Arc<Hypercalls>);
+
+impl HypercallDevice for PassedOn {
+    fn call(&self, number: u64, args: &[u64; 6]) -> Option<u64> {
+        const MAP_GPA_RANGE: u64 = 12;
+        if number != MAP_GPA_RANGE {
+            return None;
+        }
+        let function = u32::try_from(args[1].wrapping_sub(1)).unwrap_or(u32::MAX);
+        Some(self.0.call(function, (args[0] >> 12) as u32).into())
+    }
+}
+
+/// CPUID for every vCPU, the entry state for the first.
+fn start_state(
+    mut loops: Vec<RunLoop>,
+    cpuid: &SupportedCpuid,
+    loaded: &Loaded,
+    irqchip: Irqchip,
+) -> Result<Vec<RunLoop>, Error> {
+    let (cpus, local_apic) = (loops.len() as u32, irqchip != Irqchip::None);
+    let tsc_deadline = cpuid.tsc_deadline();
+    for it in &loops {
+        let apic_id = it.vcpu.id();
+        it.vcpu.set_cpuid(cpuid, &Policy { apic_id, cpus, local_apic, tsc_deadline })?;
+    }
+    if let Some(first) = loops.first_mut() {
+        first.vcpu.set_entry(&loaded.cpu);
+    }
+    Ok(loops)
+}
