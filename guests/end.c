@@ -3,6 +3,7 @@
  * triple-fault     an exception, and no IDT to deliver it through
  * unmapped-jump    executes where there is neither RAM nor ROM
  * halt             hlt with interrupts off
+ * idle             hlt with interrupts on, again and again, and none comes
  * spin             jumps to itself
  * panic            tells the pvpanic device (QEMU docs/specs/pvpanic.rst)
  * reset-i8042, reset-cf9, reset-92   the three reset ports of a PC
@@ -33,6 +34,12 @@ static void unmapped_jump(void)
 static void halt(void)
 {
     asm volatile("cli; hlt");
+}
+
+static void idle(void)
+{
+    for (;;)
+        asm volatile("sti; hlt");
 }
 
 static void spin(void)
@@ -79,10 +86,11 @@ static const struct {
     void (*end)(void);
 } ways[] = {
     { "triple-fault", triple_fault }, { "unmapped-jump", unmapped_jump },
-    { "halt", halt },                 { "spin", spin },
-    { "panic", panic },               { "reset-i8042", reset_i8042 },
-    { "reset-cf9", reset_cf9 },       { "reset-92", reset_92 },
-    { "poweroff", poweroff },         { "shutdown-port", shutdown_port },
+    { "halt", halt },                 { "idle", idle },
+    { "spin", spin },                 { "panic", panic },
+    { "reset-i8042", reset_i8042 },   { "reset-cf9", reset_cf9 },
+    { "reset-92", reset_92 },         { "poweroff", poweroff },
+    { "shutdown-port", shutdown_port },
 };
 
 int guest(uint32_t magic, uintptr_t info)
