@@ -4,7 +4,7 @@
  * unmapped-jump    executes where there is neither RAM nor ROM
  * halt             hlt with interrupts off
  * idle             hlt with interrupts on, again and again, and none comes
- * spin             jumps to itself
+ * spin             jumps to itself with interrupts on; spin-deaf: with interrupts off
  * panic            tells the pvpanic device (QEMU docs/specs/pvpanic.rst)
  * reset-i8042, reset-cf9, reset-92   the three reset ports of a PC
  * poweroff         SLP_EN in ACPI's PM1a control register
@@ -44,7 +44,12 @@ static void idle(void)
 
 static void spin(void)
 {
-    asm volatile("1: jmp 1b");
+    asm volatile("sti; 1: jmp 1b");
+}
+
+static void spin_deaf(void)
+{
+    asm volatile("cli; 1: jmp 1b");
 }
 
 static void panic(void)
@@ -87,10 +92,10 @@ static const struct {
 } ways[] = {
     { "triple-fault", triple_fault }, { "unmapped-jump", unmapped_jump },
     { "halt", halt },                 { "idle", idle },
-    { "spin", spin },                 { "panic", panic },
-    { "reset-i8042", reset_i8042 },   { "reset-cf9", reset_cf9 },
-    { "reset-92", reset_92 },         { "poweroff", poweroff },
-    { "shutdown-port", shutdown_port },
+    { "spin", spin },                 { "spin-deaf", spin_deaf },
+    { "panic", panic },               { "reset-i8042", reset_i8042 },
+    { "reset-cf9", reset_cf9 },       { "reset-92", reset_92 },
+    { "poweroff", poweroff },         { "shutdown-port", shutdown_port },
 };
 
 int guest(uint32_t magic, uintptr_t info)
