@@ -42,6 +42,8 @@ const SECTOR: usize = 512;
 const HEADER_START: usize = 0x1F1;
 /// What follows the setup header in the zero page.
 const HEADER_END: usize = 0x290;
+/// Of version 2.00.
+const OLDEST_HEADER_END: usize = 0x224;
 /// Of versions before 2.06.
 const OLD_CMDLINE_SIZE: u32 = 255;
 /// Of versions before 2.03.
@@ -69,51 +71,80 @@ fn is_bzimage(image: &[u8]) -> bool {
     u16_at(image, 0x1FE) == Some(0xAA55) && image.get(0x202..0x206) == Some(b"HdrS")
 }
 
-impl<'a> Header<'a> {
-    fn read(image: &'a [u8]) -> Result<Self, Error> {
+/// The setup header in the file. Fields that lie beyond its end, or that are younger than
+/// its version, hold other things.
+#[derive(Clone, Copy, Debug)]
+struct Fields<'a> {
+    image: &'a [u8],
+    version: u16,
+    end: usize,
+}
+
+impl<'a> Fields<'a> {
+    fn find(image: &'a [u8]) -> Result<Self, Error> {
         if !is_bzimage(image) {
             return Err(bad("it has no setup header (55 AA at 0x1fe, \"HdrS\" at 0x202)"));
         }
         // A byte of the jump over the header tells its end.
         let end = (0x202 + usize::from(image[0x201])).min(HEADER_END);
-        let bytes = image.get(HEADER_START..end).ok_or_else(|| bad("its header is truncated"))?;
-        let setup_sectors = match image[0x1F1] {
-            0 => 4, // section "The Real-Mode Kernel Header": 0 means 4
+        if image.len() < end.max(OLDEST_HEADER_END) {
+            return Err(bad("its header is truncated"));
+        }
+        let version = u16_at(image, 0x206).unwrap_or(0);
+        Ok(Self { image, version, end })
+    }
+
+    fn has(&self, least: u16, at: usize) -> bool {
+        self.version >= least && at < self.end
+    }
+
+    fn u8(&self, least: u16, at: usize) -> Option<u8> {
+        self.image.get(at).copied().filter(|_| self.has(least, at))
+    }
+
+    fn u16(&self, least: u16, at: usize) -> Option<u16> {
+        u16_at(self.image, at).filter(|_| self.has(least, at))
+    }
+
+    fn u32(&self, least: u16, at: usize) -> Option<u32> {
+        u32_at(self.image, at).filter(|_| self.has(least, at))
+    }
+
+    /// The protected-mode part: what follows the boot sector and the setup's sectors.
+    fn kernel(&self) -> Result<&'a [u8], Error> {
+        let setup_sectors = match self.image[HEADER_START] {
+            0 => 4, // boot.rst: "if this field contains 0, the real value is 4"
             sectors => usize::from(sectors),
         };
         let start = (setup_sectors + 1) * SECTOR;
-        let kernel = image.get(start..).filter(|kernel| !kernel.is_empty()).ok_or_else(|| {
+        self.image.get(start..).filter(|kernel| !kernel.is_empty()).ok_or_else(|| {
             bad(format!(
                 "it ends at {:#x}, before its kernel starts at {start:#x}: is it truncated?",
-                image.len()
+                self.image.len()
             ))
-        })?;
-        let version = u16_at(image, 0x206).unwrap_or(0);
-        let missing = || bad("its header is truncated");
-        // Fields beyond the header's own end, or younger than its version, hold code.
-        let since = |least: u16, at: usize| version >= least && at < end;
-        let word = |least, at, otherwise| match since(least, at) {
-            true => u32_at(image, at).ok_or_else(missing),
-            false => Ok(otherwise),
-        };
+        })
+    }
+}
+
+impl<'a> Header<'a> {
+    fn read(image: &'a [u8]) -> Result<Self, Error> {
+        let fields = Fields::find(image)?;
+        let pref_address = u64_at(image, 0x258).filter(|_| fields.has(0x20A, 0x258));
         let header = Self {
-            version,
-            load_flags: image.get(0x211).copied().ok_or_else(missing)?,
-            relocatable: since(0x205, 0x234) && image.get(0x234) != Some(&0),
-            xload_flags: if since(0x20C, 0x236) { u16_at(image, 0x236).unwrap_or(0) } else { 0 },
-            code32_start: u32_at(image, 0x214).ok_or_else(missing)?,
-            alignment: word(0x205, 0x230, 0)?,
-            pref_address: match since(0x20A, 0x258) {
-                true => u64_at(image, 0x258).ok_or_else(missing)?,
-                false => 0,
-            },
-            init_size: word(0x20A, 0x260, 0)?,
+            version: fields.version,
+            load_flags: fields.u8(0, 0x211).unwrap_or(0),
+            relocatable: fields.u8(0x205, 0x234).unwrap_or(0) != 0,
+            xload_flags: fields.u16(0x20C, 0x236).unwrap_or(0),
+            code32_start: fields.u32(0, 0x214).unwrap_or(0),
+            alignment: fields.u32(0x205, 0x230).unwrap_or(0),
+            pref_address: pref_address.unwrap_or(0),
+            init_size: fields.u32(0x20A, 0x260).unwrap_or(0),
             limits: Limits {
-                cmdline: word(0x206, 0x238, OLD_CMDLINE_SIZE)?,
-                initrd: word(0x203, 0x22C, OLD_INITRD_MAX)?,
+                cmdline: fields.u32(0x206, 0x238).unwrap_or(OLD_CMDLINE_SIZE),
+                initrd: fields.u32(0x203, 0x22C).unwrap_or(OLD_INITRD_MAX),
             },
-            bytes,
-            kernel,
+            bytes: &image[HEADER_START..fields.end],
+            kernel: fields.kernel()?,
         };
         header.check_length(u32_at(image, 0x1F4))?;
         Ok(header)

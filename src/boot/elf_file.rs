@@ -110,9 +110,8 @@ fn read<'a, H: FileHeader<Endian = Endian>>(
         dynamic: None,
         has_interpreter: false,
     };
-    for (index, program) in
-        header.program_headers(endian, image).map_err(reason)?.iter().enumerate()
-    {
+    let programs = header.program_headers(endian, image).map_err(reason)?;
+    for (index, program) in programs.iter().enumerate() {
         match program.p_type(endian) {
             elf::PT_LOAD => file.segments.extend(segment(index, program, image)?),
             elf::PT_NOTE => read_notes(program, image, &mut file.notes),

@@ -108,69 +108,76 @@ impl Header<'_> {
             }
             let end = at.checked_add(size).filter(|_| size >= 8).ok_or_else(cut)?;
             let body = self.bytes.get(at + 8..end).ok_or_else(cut)?;
-            self.read_tag(kind, flags & OPTIONAL != 0, body, &mut wishes)?;
+            let tag = Tag { kind, body };
+            if flags & OPTIONAL == 0
+                && let Some(problem) = tag.unmet()?
+            {
+                return Err(Error::unsupported(FORMAT, problem));
+            }
+            self.note_wish(&tag, &mut wishes)?;
             at = end.next_multiple_of(8);
         }
     }
 
-    fn read_tag(
-        &self,
-        kind: u16,
-        optional: bool,
-        body: &[u8],
-        wishes: &mut Wishes,
-    ) -> Result<(), Error> {
-        let word = |index: usize| {
-            u32_at(body, 4 * index)
-                .ok_or_else(|| bad(format!("its header's tag of type {kind} is too short")))
-        };
-        let refuse = |problem: String| match optional {
-            true => Ok(()),
-            false => Err(Error::unsupported(FORMAT, problem)),
-        };
-        match kind {
-            tag::INFORMATION => {
-                let mut asked = (0..body.len() / 4).filter_map(|index| u32_at(body, 4 * index));
-                match asked.find(|kind| *kind > LAST_INFORMATION) {
-                    Some(unknown) => refuse(format!(
-                        "its header requires information of type {unknown}, which nobody defined"
-                    )),
-                    None => Ok(()),
-                }
-            }
+    /// What of a tag decides how the image is loaded.
+    fn note_wish(&self, tag: &Tag<'_>, wishes: &mut Wishes) -> Result<(), Error> {
+        match tag.kind {
             tag::ADDRESS => {
                 wishes.address = Some(Addresses {
                     offset: self.offset,
-                    header: word(0)?,
-                    load: word(1)?,
-                    load_end: word(2)?,
-                    bss_end: word(3)?,
+                    header: tag.word(0)?,
+                    load: tag.word(1)?,
+                    load_end: tag.word(2)?,
+                    bss_end: tag.word(3)?,
                     entry: 0,
                 });
-                Ok(())
             }
-            tag::ENTRY => {
-                wishes.entry = Some(word(0)?);
-                Ok(())
+            tag::ENTRY => wishes.entry = Some(tag.word(0)?),
+            tag::RELOCATABLE => wishes.relocatable = true,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// One tag of the header.
+#[derive(Clone, Copy, Debug)]
+struct Tag<'a> {
+    kind: u16,
+    body: &'a [u8],
+}
+
+impl Tag<'_> {
+    fn word(&self, index: usize) -> Result<u32, Error> {
+        u32_at(self.body, 4 * index)
+            .ok_or_else(|| bad(format!("its header's tag of type {} is too short", self.kind)))
+    }
+
+    /// What the tag asks for and nobody here can give.
+    fn unmet(&self) -> Result<Option<String>, Error> {
+        Ok(match self.kind {
+            tag::INFORMATION => {
+                let mut asked = self.body.chunks_exact(4).filter_map(|word| u32_at(word, 0));
+                asked.find(|kind| *kind > LAST_INFORMATION).map(|kind| {
+                    format!("its header requires information of type {kind}, which nobody defined")
+                })
             }
-            tag::CONSOLE if word(0)? & CONSOLE_REQUIRED != 0 => {
-                refuse("its header requires a console, and there is only the serial line".into())
-            }
-            tag::FRAMEBUFFER => refuse(
+            tag::CONSOLE => (self.word(0)? & CONSOLE_REQUIRED != 0).then(|| {
+                "its header requires a console, and there is only the serial line".to_owned()
+            }),
+            tag::FRAMEBUFFER => Some(
                 "its header requires a framebuffer, and there is none: mark that tag optional"
-                    .into(),
+                    .to_owned(),
             ),
-            tag::RELOCATABLE => {
-                wishes.relocatable = true;
-                Ok(())
-            }
-            tag::CONSOLE
+            tag::ADDRESS
+            | tag::ENTRY
             | tag::MODULE_ALIGNMENT
             | tag::EFI_BOOT_SERVICES
             | tag::EFI_ENTRY_I386
-            | tag::EFI_ENTRY_AMD64 => Ok(()),
-            unknown => refuse(format!("its header requires tag {unknown}, which nobody defined")),
-        }
+            | tag::EFI_ENTRY_AMD64
+            | tag::RELOCATABLE => None,
+            unknown => Some(format!("its header requires tag {unknown}, which nobody defined")),
+        })
     }
 }
 

@@ -7,8 +7,10 @@ use linux_loader::loader::elf::start_info::{
 };
 use vm_memory::ByteValued;
 
+use super::extras::PlacedModule;
 use super::place::{Placer, Room};
 use super::{Error, Request, extras};
+use crate::mem::MemoryMap;
 
 /// "xEn3" with the top bit of the E set.
 pub(super) const MAGIC: u32 = 0x336E_C578;
@@ -17,33 +19,8 @@ const VERSION: u32 = 1;
 /// Places the structure and all it points to; gives its address.
 pub(super) fn put(placer: &mut Placer<'_>, request: &Request<'_>) -> Result<u64, Error> {
     let extras = extras::put(placer, request, request.cmdline)?;
-    let modules: Vec<u8> = extras
-        .modules
-        .iter()
-        .flat_map(|module| {
-            let entry = hvm_modlist_entry {
-                paddr: module.range.start,
-                size: module.range.len(),
-                cmdline_paddr: module.string,
-                reserved: 0,
-            };
-            entry.as_slice().to_vec()
-        })
-        .collect();
-    let entries = &placer.map().entries;
-    let count = entries.len() as u32;
-    let map: Vec<u8> = entries
-        .iter()
-        .flat_map(|(range, kind)| {
-            let entry = hvm_memmap_table_entry {
-                addr: range.start,
-                size: range.len(),
-                type_: *kind as u32,
-                reserved: 0,
-            };
-            entry.as_slice().to_vec()
-        })
-        .collect();
+    let modules = module_list(&extras.modules);
+    let map = memory_map(placer.map());
     let memmap_paddr = placer.put("memory map", &map, 8, Room::Block)?.start;
     let modlist_paddr = match modules.is_empty() {
         true => 0,
@@ -56,8 +33,36 @@ pub(super) fn put(placer: &mut Placer<'_>, request: &Request<'_>) -> Result<u64,
         modlist_paddr,
         cmdline_paddr: extras.cmdline,
         memmap_paddr,
-        memmap_entries: count,
+        memmap_entries: placer.map().entries.len() as u32,
         ..hvm_start_info::default()
     };
     Ok(placer.put("hvm_start_info", info.as_slice(), 8, Room::Block)?.start)
+}
+
+fn module_list(modules: &[PlacedModule]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for module in modules {
+        let entry = hvm_modlist_entry {
+            paddr: module.range.start,
+            size: module.range.len(),
+            cmdline_paddr: module.string,
+            reserved: 0,
+        };
+        bytes.extend_from_slice(entry.as_slice());
+    }
+    bytes
+}
+
+fn memory_map(map: &MemoryMap) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (range, kind) in &map.entries {
+        let entry = hvm_memmap_table_entry {
+            addr: range.start,
+            size: range.len(),
+            type_: *kind as u32,
+            reserved: 0,
+        };
+        bytes.extend_from_slice(entry.as_slice());
+    }
+    bytes
 }
