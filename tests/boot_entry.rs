@@ -867,6 +867,18 @@ fn vmlinux_64_bit() {
     assert_eq!(loaded.cpu.regs, Regs { rip: 0x100_0010, rsi, ..Regs::default() });
     check_zero_page(&bench, rsi, "quiet", Some(&[6; 10]));
     assert_eq!(bench.u32(0x100_1000), 0x0101_0101);
+    // The same without notes, on request; and not as ELF32.
+    let code = [Segment::load(0x100_0000, 0x100_0000, &[0xF4; 64], 64)];
+    for (image, bits) in
+        [(elf64(ET_EXEC, 0x100_0010, &code), 64), (elf32(ET_EXEC, 0x100_0010, &code), 32)]
+    {
+        let fresh = Bench::new();
+        let request = Request { protocol: Some(Protocol::Linux), ..fresh.request(&image) };
+        match boot::load(&request) {
+            Ok(loaded) => assert_eq!((bits, loaded.cpu.regs.rip), (64, 0x100_0010)),
+            Err(error) => assert!(bits == 32 && error.to_string().contains("32-bit"), "{error}"),
+        }
+    }
     // The same file by its other note.
     let fresh = Bench::new();
     let mut request = fresh.request(&image);

@@ -29,7 +29,7 @@ use vm_memory::ByteValued;
 use super::bytes::{u16_at, u32_at, u64_at};
 use super::place::Placer;
 use super::zero_page::{self, Limits};
-use super::{Error, Loaded, Protocol, Request, entry};
+use super::{Error, Loaded, Protocol, Request, elf_file, entry, vmlinux};
 use crate::mem::layout;
 use crate::x86::CpuInit;
 
@@ -222,6 +222,9 @@ pub(super) fn probe(image: &[u8]) -> Option<String> {
 }
 
 pub(super) fn load(request: &Request<'_>) -> Result<Loaded, Error> {
+    if elf_file::class(request.image).is_some() {
+        return vmlinux::load(request);
+    }
     let header = Header::read(request.image)?;
     if header.load_flags & LOADED_HIGH == 0 {
         return Err(Error::unsupported(

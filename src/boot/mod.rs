@@ -192,27 +192,26 @@ fn find(image: &[u8]) -> Option<(&'static Probe, String)> {
 
 /// The row that loads what is asked for.
 fn choose(request: &Request<'_>) -> Result<&'static Probe, Error> {
-    let found = find(request.image);
-    if let Some(protocol) = request.protocol {
-        let rows = || PROBES.iter().filter(|row| row.protocol == protocol);
-        let fits = rows().find(|row| (row.probe)(request.image).is_some());
-        let row = fits.or_else(|| rows().next()).ok_or_else(|| {
-            Error::usage(format!("no way to load an image as {}", protocol.name()))
-        })?;
-        flat_options_only_for_flat(request, row, protocol.name())?;
-        return Ok(row);
-    }
-    match found {
-        Some((row, description)) => {
-            flat_options_only_for_flat(request, row, &description)?;
-            Ok(row)
+    let is_flat = request.entry.is_some() && !request.image.is_empty();
+    let (row, what) = match (request.protocol, find(request.image)) {
+        // A protocol's first row says what is wrong with an image that none of them knows.
+        (Some(protocol), found) => match found.filter(|(row, _)| row.protocol == protocol) {
+            Some((row, _)) => (row, protocol.name().to_owned()),
+            None => (row_of(protocol)?, protocol.name().to_owned()),
+        },
+        (None, Some(found)) => found,
+        (None, None) if is_flat => (row_of(Protocol::Flat)?, String::new()),
+        (None, None) => {
+            return Err(Error::NotUnderstood { looks_like: looks_like(request.image) });
         }
-        None if request.entry.is_some() && !request.image.is_empty() => Ok(PROBES
-            .iter()
-            .find(|row| row.protocol == Protocol::Flat)
-            .ok_or_else(|| Error::usage("no way to load a flat binary"))?),
-        None => Err(Error::NotUnderstood { looks_like: looks_like(request.image) }),
-    }
+    };
+    flat_options_only_for_flat(request, row, &what)?;
+    Ok(row)
+}
+
+fn row_of(protocol: Protocol) -> Result<&'static Probe, Error> {
+    let row = PROBES.iter().find(|row| row.protocol == protocol);
+    row.ok_or_else(|| Error::usage(format!("no way to load an image as {}", protocol.name())))
 }
 
 /// `--entry` and `--load-address` would be ignored by every other protocol, silently.

@@ -10,7 +10,7 @@
 use linux_loader::loader::bootparam::{LOADED_HIGH, boot_params};
 
 use super::bzimage::{BOOT_CS, BOOT_DS};
-use super::elf_file::{self, Class, ElfFile};
+use super::elf_file::{self, Class};
 use super::place::Placer;
 use super::zero_page::{self, Limits};
 use super::{Error, Loaded, Protocol, Request, entry};
@@ -23,21 +23,20 @@ const LIMITS: Limits = Limits { cmdline: 2047, initrd: 0x7FFF_FFFF };
 const BOOT_FLAG: u16 = 0xAA55;
 const VERSION: u16 = 0x020F;
 
-fn parse(image: &[u8]) -> Result<ElfFile<'_>, Error> {
-    let file = elf_file::parse(image)?;
-    let is_linux = file.class == Class::Elf64 && file.notes.iter().any(|note| note.owner == OWNER);
-    if is_linux {
-        return Ok(file);
-    }
-    Err(Error::malformed("vmlinux", "it has no note whose owner is \"Linux\", or is not ELF64"))
-}
-
 pub(super) fn probe(image: &[u8]) -> Option<String> {
-    parse(image).ok().map(|_| DESCRIPTION.to_owned())
+    let file = elf_file::parse(image).ok()?;
+    let is_linux = file.class == Class::Elf64 && file.notes.iter().any(|note| note.owner == OWNER);
+    is_linux.then(|| DESCRIPTION.to_owned())
 }
 
+/// With or without the note: where the protocol is asked for by name, the note is not needed
+/// (old kernels and stripped ones have none).
 pub(super) fn load(request: &Request<'_>) -> Result<Loaded, Error> {
-    let file = parse(request.image)?;
+    let file = elf_file::parse(request.image)?;
+    if file.class != Class::Elf64 {
+        let problem = "it is 32-bit, and only 64-bit ones are loaded as they are: use its bzImage";
+        return Err(Error::unsupported("vmlinux", problem));
+    }
     let physical = u64::from(file.physical_entry()?);
     let mut placer = Placer::new(request);
     file.put(&mut placer)?;
