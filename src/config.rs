@@ -126,7 +126,7 @@ pub struct Description {
     pub cpus: Option<u32>,
     /// Command line.
     pub cmdline: Option<String>,
-    /// Modules: FILE[,args].
+    /// Modules: `FILE[,args]`.
     pub modules: Option<Vec<String>>,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,

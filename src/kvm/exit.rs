@@ -60,7 +60,7 @@ pub enum Exit<'a> {
     Hypercall {
         /// RAX.
         number: u64,
-        /// RBX, RCX, RDX, RSI; for 64-bit callers RDI, RSI, RDX, R10, R8, R9 by KVM's own ABI.
+        /// RBX, RCX, RDX and RSI (Linux, Documentation/virt/kvm/x86/hypercalls.rst).
         args: [u64; 6],
         /// What RAX is to be.
         result: &'a mut u64,
