@@ -64,6 +64,8 @@ bitflags! {
         const OSXMMEXCPT = 1 << 10;
         /// SGDT, SIDT, SLDT, SMSW and STR raise #GP outside ring 0.
         const UMIP = 1 << 11;
+        /// Five levels of page tables in long mode.
+        const LA57 = 1 << 12;
         const _ = !0;
     }
 

@@ -1,7 +1,8 @@
 //! Facts about the processor, as data: segments, control registers, page tables, the
 //! state a vCPU starts in, what CPUID may show.
 //!
-//! Called by `boot` (which decides on a state) and `kvm` (which loads it); knows no ioctl.
+//! Called by `boot` (which decides on a state), `kvm` (which loads it) and whoever looks at a
+//! guest that stands still; knows no ioctl.
 
 pub mod control;
 pub mod cpuid;
@@ -9,8 +10,10 @@ pub mod init;
 pub mod paging;
 pub mod segment;
 pub mod state;
+pub mod translate;
 
 pub use control::{Cr0, Cr4, Efer, Rflags};
 pub use init::{CpuInit, DescriptorTable, Mode, Regs};
 pub use segment::Segment;
 pub use state::CpuState;
+pub use translate::translate;
