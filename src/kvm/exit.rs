@@ -135,7 +135,7 @@ impl InternalError {
 /// The kinds of exit, for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // named after the exits
-#[repr(usize)]
+#[repr(u8)]
 pub enum ExitKind {
     PioIn,
     PioOut,
@@ -175,6 +175,11 @@ impl ExitKind {
         "failed",
         "other",
     ];
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
 }
 
 impl Exit<'_> {

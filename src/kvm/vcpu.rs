@@ -72,17 +72,20 @@ impl Vcpu {
         self.fd.get_kvm_run().kvm_dirty_regs = u64::from(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS);
     }
 
-    /// Runs the guest until it exits.
+    /// Runs the guest until it exits; gives RIP and the exit.
     #[inline]
-    pub fn run(&mut self) -> Exit<'_> {
-        self.previous_rip = self.synced().regs.rip;
-        match self.fd.run() {
-            Ok(_) => decode(self.page()),
+    pub fn run(&mut self) -> (u64, Exit<'_>) {
+        self.previous_rip = self.rip();
+        let ran = self.fd.run().map(|_| ());
+        let rip = self.rip();
+        let exit = match ran {
+            Ok(()) => decode(self.page()),
             Err(e) if e.errno() == libc::EINTR => Exit::Interrupted,
             // An AP that another vCPU has just kicked out of its wait (api.rst, KVM_RUN).
             Err(e) if e.errno() == libc::EAGAIN => Exit::Interrupted,
             Err(e) => Exit::Failed { errno: e.errno() },
-        }
+        };
+        (rip, exit)
     }
 
     fn page(&mut self) -> &mut [u8] {

@@ -16,7 +16,7 @@ use crate::devices::{Console, Hypercalls, Serial};
 use crate::irq::{IrqLine, Irqchip, NotConnected};
 use crate::kvm::{Kvm, SupportedCpuid, Vm};
 use crate::mem::{self, GuestMemory, MemoryMap};
-use crate::vcpu::{Control, HaltWatch, HypercallDevice, RunLoop};
+use crate::vcpu::{Control, HaltWatch, HypercallDevice, Recorder, RunLoop};
 use crate::x86::cpuid::Policy;
 
 /// What a reset throws away.
@@ -137,6 +137,11 @@ fn vcpus(
             hypercalls: hypercalls.clone(),
             control: control.clone(),
             halt_watch: halt_watch.clone(),
+            recorder: Recorder::default(),
+            observer: None,
+            sampling: None,
+            strict: Arc::default(),
+            violation: None,
         })
     };
     (0..config.cpus).map(one).collect()

@@ -6,12 +6,16 @@ mod control;
 mod counts;
 mod halt;
 mod kick;
+mod recorder;
 mod run;
+mod strict;
 mod thread;
 
 pub use control::{Control, Watch};
 pub use counts::{Counts, Unclaimed, UnclaimedKind};
 pub use halt::HaltWatch;
 pub use kick::kick_self as interrupt_self;
+pub use recorder::{Observer, Record, Recorder};
 pub use run::{HypercallDevice, RunLoop};
+pub use strict::{Strict, Violation};
 pub use thread::{block_process_signals, run_all};

@@ -4,10 +4,14 @@
 //! for another device, logs nothing and issues no ioctl but KVM_RUN.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::control::Control;
 use super::counts::{Counts, UnclaimedKind};
 use super::halt::HaltWatch;
+use super::kick::kick_self;
+use super::recorder::{Observer, Recorder};
+use super::strict::{Strict, Violation};
 use crate::bus::BusView;
 use crate::kvm::{Exit, InternalError, RunState, Vcpu};
 use crate::verdict::{Death, Refusal, StopLine, Verdict};
@@ -35,20 +39,42 @@ pub struct RunLoop {
     pub control: Arc<Control>,
     /// Where HLT stays in the kernel.
     pub halt_watch: Option<Arc<HaltWatch>>,
+    /// Its last exits.
+    pub recorder: Recorder,
+    /// Who watches all of them.
+    pub observer: Option<Box<dyn Observer>>,
+    /// How often the observer wants a tick.
+    pub sampling: Option<Duration>,
+    /// What ends a guest that could go on.
+    pub strict: Arc<Strict>,
+    /// How strict mode ended the guest.
+    pub violation: Option<Violation>,
 }
 
 impl RunLoop {
     /// Runs the guest until the machine is told to end; gives back what was counted. When it
     /// returns, no instruction is half done: KVM_RUN was entered with `immediate_exit` set.
     pub(super) fn run(&mut self) -> Counts {
+        let Some(mut observer) = self.observer.take() else { return self.run_watched(&mut ()) };
+        let counts = self.run_watched(&mut *observer);
+        observer.finish();
+        self.observer = Some(observer);
+        counts
+    }
+
+    /// The loop itself, compiled once without an observer and once with any.
+    fn run_watched<O: Observer + ?Sized>(&mut self, observer: &mut O) -> Counts {
         let mut counts = Counts::new();
-        loop {
-            let exit = self.vcpu.run();
+        let mut goes_on = true;
+        while goes_on {
+            let (rip, exit) = self.vcpu.run();
             counts.exit(exit.kind());
+            self.recorder.note(rip, observer.begin(), &exit);
+            let log = &mut self.recorder;
             let unclaimed = match exit {
-                Exit::PioIn { port, size, data } => pio_in(&mut self.pio, port, size, data),
+                Exit::PioIn { port, size, data } => pio_in(&mut self.pio, port, size, data, log),
                 Exit::PioOut { port, size, data } => pio_out(&mut self.pio, port, size, data),
-                Exit::MmioRead { address, data } => mmio_read(&mut self.mmio, address, data),
+                Exit::MmioRead { address, data } => mmio_read(&mut self.mmio, address, data, log),
                 Exit::MmioWrite { address, data } => mmio_write(&mut self.mmio, address, data),
                 Exit::ReadMsr { index, error } => msr(UnclaimedKind::MsrRead, index, error),
                 Exit::WriteMsr { index, error, .. } => msr(UnclaimedKind::MsrWrite, index, error),
@@ -56,8 +82,9 @@ impl RunLoop {
                     hypercall(&*self.hypercalls, number, &args, result)
                 }
                 Exit::Interrupted => {
-                    if self.interrupted() {
-                        return counts;
+                    goes_on = !self.interrupted();
+                    if goes_on {
+                        observer.tick(&self.vcpu);
                     }
                     None
                 }
@@ -65,19 +92,37 @@ impl RunLoop {
                     let fatal = Fatal::from(fatal);
                     let verdict = self.fatal(&fatal);
                     self.control.stop(verdict);
-                    return counts;
+                    goes_on = false;
+                    None
                 }
             };
+            observer.end(self.recorder.last());
             if let Some((kind, address)) = unclaimed {
-                counts.unclaimed(kind, address, self.vcpu.rip());
+                counts.unclaimed(kind, address, rip);
+                self.enforce(kind);
             }
         }
+        counts
+    }
+
+    /// Ends the guest if nobody's claiming the last exit broke a rule.
+    #[cold]
+    fn enforce(&mut self, kind: UnclaimedKind) {
+        let Some(mut violation) = self.strict.check(kind, self.recorder.last()) else { return };
+        // KVM finishes some instructions before it comes back, and some when it is entered
+        // again; one that moves RIP only now was still the current one.
+        kick_self();
+        let (rip, _) = self.vcpu.run();
+        violation.finished = rip == violation.record.rip;
+        self.control.stop(Verdict::died(Death::Strict, violation.to_string()));
+        self.violation = Some(violation);
     }
 
     /// After a kick: the flag is cleared first, the requests are read after it. True to end.
     #[cold]
     fn interrupted(&mut self) -> bool {
         self.vcpu.clear_immediate_exit();
+        self.recorder.merge_interrupted();
         if self.control.should_stop() {
             return true;
         }
@@ -112,6 +157,10 @@ impl RunLoop {
             Fatal::InvalidState => {
                 Verdict::died(Death::InvalidEntry, format!("{place} (KVM refused the registers)"))
             }
+            Fatal::Internal(_) if self.strict.forbids_fetch(self.vcpu.rip()) => Verdict::died(
+                Death::Strict,
+                format!("{place}: page zero was jumped to (--strict=null)"),
+            ),
             Fatal::Internal(error) => Verdict::died(Death::Unrunnable, unrunnable(&place, error)),
             Fatal::NotPermitted => Verdict::died(
                 Death::Unrunnable,
@@ -186,7 +235,13 @@ impl From<Exit<'_>> for Fatal {
 type Unclaimed = Option<(UnclaimedKind, u64)>;
 
 #[inline]
-fn pio_in(bus: &mut BusView, port: u16, size: usize, data: &mut [u8]) -> Unclaimed {
+fn pio_in(
+    bus: &mut BusView,
+    port: u16,
+    size: usize,
+    data: &mut [u8],
+    log: &mut Recorder,
+) -> Unclaimed {
     let mut unclaimed = None;
     for element in data.chunks_exact_mut(size) {
         if !bus.read(port.into(), element) {
@@ -194,6 +249,7 @@ fn pio_in(bus: &mut BusView, port: u16, size: usize, data: &mut [u8]) -> Unclaim
             unclaimed = Some((UnclaimedKind::PioRead, port.into()));
         }
     }
+    log.answer(data);
     unclaimed
 }
 
@@ -209,12 +265,13 @@ fn pio_out(bus: &mut BusView, port: u16, size: usize, data: &[u8]) -> Unclaimed 
 }
 
 #[inline]
-fn mmio_read(bus: &mut BusView, address: u64, data: &mut [u8]) -> Unclaimed {
-    if bus.read(address, data) {
-        return None;
+fn mmio_read(bus: &mut BusView, address: u64, data: &mut [u8], log: &mut Recorder) -> Unclaimed {
+    let claimed = bus.read(address, data);
+    if !claimed {
+        data.fill(0xFF);
     }
-    data.fill(0xFF);
-    Some((UnclaimedKind::MmioRead, address))
+    log.answer(data);
+    if claimed { None } else { Some((UnclaimedKind::MmioRead, address)) }
 }
 
 #[inline]
