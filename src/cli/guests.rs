@@ -51,7 +51,9 @@ pub(super) fn list(args: &GuestsArgs) -> u8 {
         Some(name) => match guests::find(name) {
             Some(guest) => vec![guest],
             None => {
-                eprintln!("ringfence: there is no guest {name:?}; `ringfence guests` lists them");
+                super::tell(format_args!(
+                    "there is no guest {name:?}; `ringfence guests` lists them"
+                ));
                 return super::code(Refusal::Usage);
             }
         },
@@ -59,14 +61,15 @@ pub(super) fn list(args: &GuestsArgs) -> u8 {
     let mut out = io::stdout().lock();
     let printed = if args.json {
         let rows: Vec<Row> = chosen.into_iter().map(Row::from).collect();
-        serde_json::to_writer_pretty(&mut out, &rows).map_err(io::Error::from).and(writeln!(out))
+        serde_json::to_writer_pretty(&mut out, &rows)
+            .map_err(io::Error::from)
+            .and_then(|()| writeln!(out))
     } else if args.name.is_some() {
         chosen.iter().try_for_each(|guest| details(&mut out, guest))
     } else {
         table(&mut out, &chosen)
     };
-    // A reader that has seen enough is no failure.
-    printed.map_or(0, |()| 0)
+    super::printed(printed)
 }
 
 fn table(out: &mut impl Write, guests: &[&Guest]) -> io::Result<()> {

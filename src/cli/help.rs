@@ -1,6 +1,9 @@
 //! `ringfence help`: commands, and the topics that are no command's.
 
+use std::io::{self, IsTerminal, Write};
+
 use clap::CommandFactory;
+use clap::builder::StyledStr;
 
 use super::args::Cli;
 use crate::machine::report;
@@ -36,26 +39,29 @@ protocol promises is documented in the library's `boot` module, with its source.
 pub(super) fn show(topic: Option<&str>) -> u8 {
     let mut command = Cli::command();
     let Some(topic) = topic else {
-        print!("{}", command.render_help().ansi());
-        return 0;
+        return print(&command.render_help());
     };
     if let Some((_, text)) = TOPICS.iter().find(|(name, _)| *name == topic) {
-        print!("{}", text());
-        return 0;
+        return super::printed(io::stdout().write_all(text().as_bytes()));
     }
     command.build();
     match command.find_subcommand_mut(topic) {
-        Some(command) => {
-            print!("{}", command.render_long_help().ansi());
-            0
-        }
+        Some(command) => print(&command.render_long_help()),
         None => {
             let topics: Vec<_> = TOPICS.iter().map(|(name, _)| *name).collect();
-            eprintln!(
-                "ringfence: there is no help on {topic:?}; there is on run, guests, {}",
+            super::tell(format_args!(
+                "there is no help on {topic:?}; there is on run, guests, {}",
                 topics.join(", ")
-            );
+            ));
             super::code(Refusal::Usage)
         }
     }
+}
+
+/// In colour on a terminal only.
+fn print(help: &StyledStr) -> u8 {
+    let mut out = io::stdout();
+    let written =
+        if out.is_terminal() { write!(out, "{}", help.ansi()) } else { write!(out, "{help}") };
+    super::printed(written)
 }

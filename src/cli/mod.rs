@@ -8,6 +8,8 @@ mod help;
 mod run;
 mod terminal;
 
+use std::fmt;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -33,10 +35,26 @@ pub fn main() -> ExitCode {
 
 /// Prints what clap has to say; help and version are no mistakes.
 fn usage(error: &clap::Error) -> ExitCode {
-    let _ = error.print(); // a closed standard error has nobody to tell
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-        _ => ExitCode::from(code(Refusal::Usage)),
+    let shown = error.print();
+    ExitCode::from(match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => printed(shown),
+        _ => code(Refusal::Usage), // a closed standard error has nobody to tell
+    })
+}
+
+/// Says something on standard error; `eprintln!` would panic where it cannot.
+fn tell(words: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "ringfence: {words}");
+}
+
+/// The exit code of a command that only prints. A reader that has seen enough is no failure.
+fn printed(result: io::Result<()>) -> u8 {
+    match result.and_then(|()| io::stdout().flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            tell(format_args!("cannot write to standard output: {e}"));
+            code(Refusal::Host)
+        }
+        _ => 0,
     }
 }
 
@@ -51,7 +69,7 @@ fn catch_panics() {
     std::panic::set_hook(Box::new(move |info| {
         terminal::restore();
         default(info);
-        eprintln!("ringfence: this is a bug in ringfence; please report it with the lines above");
+        tell(format_args!("this is a bug in ringfence; please report it with the lines above"));
         std::process::exit(code(Refusal::Bug).into());
     }));
 }

@@ -93,13 +93,7 @@ fn plan(args: &RunArgs, config: &Config, begin: Instant) -> u8 {
             return conclude(args, &e.verdict(), Some(config), report);
         }
     };
-    match dry_run::print(&plan, args.json) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("ringfence: cannot write to standard output: {e}");
-            super::code(Refusal::Host)
-        }
-        _ => 0,
-    }
+    super::printed(dry_run::print(&plan, args.json))
 }
 
 fn execute(config: &Config) -> Result<(Verdict, Report), Error> {
@@ -185,7 +179,7 @@ fn conclude(args: &RunArgs, verdict: &Verdict, config: Option<&Config>, report: 
     if let Some(path) = &args.report
         && let Err(e) = write_report(path, &report)
     {
-        eprintln!("ringfence: cannot write the report {}: {e}", path.display());
+        super::tell(format_args!("cannot write the report {}: {e}", path.display()));
         return super::code(Refusal::Host);
     }
     match args.exit_code {
