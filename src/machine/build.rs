@@ -48,12 +48,16 @@ pub(super) fn incarnate(
     kvm.check_cpus(config.cpus)?;
     std::thread::scope(|scope| {
         // The slowest question to KVM, asked beside the rest.
-        let cpuid = scope.spawn(|| SupportedCpuid::ask(&kvm));
+        let ask = || SupportedCpuid::ask(&kvm);
+        let cpuid = std::thread::Builder::new().spawn_scoped(scope, ask);
         let (memory, loaded) = load(config, files)?;
         let irqchip = config.irqchip_for(loaded.protocol);
         let vm = Vm::new(&kvm, &memory, irqchip)?;
         let loops = vcpus(config, &vm, control, console, pump)?;
-        let cpuid = cpuid.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let cpuid = match cpuid {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+            Err(_) => ask()?, // limits may leave no thread: then it takes its time here
+        };
         let loops = start_state(loops, &cpuid, &loaded, irqchip)?;
         log::info!("{}: {}", config.image.display(), loaded.description);
         Ok((loaded, Incarnation { loops, _vm: vm }))

@@ -20,6 +20,20 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
+    /// A file is larger than all of the guest's memory.
+    #[error(
+        "cannot load the {what} {path}: it has {len} bytes, more than the guest's memory of {memory}; see --memory"
+    )]
+    TooLarge {
+        /// What the file was to be.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Its bytes.
+        len: u64,
+        /// The guest's bytes.
+        memory: u64,
+    },
     /// The machine's description does not hold together.
     #[error(transparent)]
     Config(#[from] config::Error),
@@ -55,6 +69,8 @@ impl Error {
     pub fn refusal(&self) -> Refusal {
         match self {
             Self::Read { .. } => Refusal::NoImage,
+            Self::TooLarge { .. } => Refusal::BadImage,
+            Self::Config(config::Error::NoImage) => Refusal::Usage,
             Self::Config(_) => Refusal::BadConfig,
             Self::Boot { source, .. } if source.is_usage() => Refusal::Usage,
             Self::Boot { .. } => Refusal::BadImage,

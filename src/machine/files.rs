@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fs::OpenOptions;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -75,13 +75,15 @@ fn read(what: &'static str, path: &Path, limit: u64) -> Result<Content, Error> {
         };
         return Err(refused(format!("it is {kind}; a regular file is needed")));
     }
-    if metadata.len() > limit {
-        let len = metadata.len();
-        return Err(refused(format!(
-            "it has {len} bytes, more than the guest's memory of {limit}; see --memory"
-        )));
+    let len = metadata.len();
+    if len > limit {
+        return Err(Error::TooLarge { what, path: path.to_owned(), len, memory: limit });
     }
-    let mut content = Vec::with_capacity(metadata.len() as usize);
+    let mut content = Vec::new();
+    content.try_reserve_exact(len as usize).map_err(|_| Error::Host {
+        doing: format!("find {len} bytes of memory for the {what} {}", path.display()),
+        source: ErrorKind::OutOfMemory.into(),
+    })?;
     file.read_to_end(&mut content).map_err(|e| refused(e.to_string()))?;
     Ok(content.into())
 }
