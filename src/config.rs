@@ -158,7 +158,7 @@ impl Description {
         let parsed = if is_json {
             serde_json::from_str(text).map_err(|e| e.to_string())
         } else {
-            toml::from_str(text).map_err(|e| e.to_string())
+            toml::from_str(text).map_err(|e| one_line(&e, text))
         };
         let described: Self = parsed.map_err(|reason| Error::Syntax {
             path: path.display().to_string(),
@@ -178,7 +178,7 @@ impl Description {
         for module in self.modules.iter_mut().flatten() {
             let (path, args) =
                 module.split_once(',').map_or((&**module, None), |(p, a)| (p, Some(a)));
-            if !is_carried(Path::new(path)) {
+            if !is_carried(Path::new(path)) && !path.is_empty() {
                 let path = directory.join(path).display().to_string();
                 *module = args.map_or(path.clone(), |args| format!("{path},{args}"));
             }
@@ -226,6 +226,15 @@ impl Description {
             kvm: kvm.or(below.kvm),
         }
     }
+}
+
+/// What the TOML parser says, without the picture that it draws over several lines.
+fn one_line(error: &toml::de::Error, text: &str) -> String {
+    let words = error.message().replace('\n', "; ");
+    let before = error.span().and_then(|span| text.get(..span.start));
+    before.map_or(words.clone(), |before| {
+        format!("{words} at line {}", before.matches('\n').count() + 1)
+    })
 }
 
 /// Is it a guest that ringfence carries (`@NAME`), rather than a file?
