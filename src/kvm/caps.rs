@@ -108,6 +108,7 @@ fn advice(errno: i32) -> &'static str {
             "no permission; add yourself to its group (sudo usermod -aG kvm $USER, then log in again), or in CI install the udev rule of the README"
         }
         libc::ENODEV | libc::ENXIO => "the device has no driver; load kvm_intel or kvm_amd",
+        libc::EMFILE | libc::ENFILE => "too many files are open; see ulimit -n",
         _ => "see the reason",
     }
 }

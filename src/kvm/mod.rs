@@ -59,7 +59,14 @@ impl Error {
     }
 
     /// Is there no KVM to use at all, rather than one that refused something?
+    /// Limits that are used up are not: `--if-no-kvm=skip` must not hide them.
     pub fn is_no_kvm(&self) -> bool {
-        !matches!(self, Self::Ioctl { .. })
+        match self {
+            Self::Ioctl { .. } => false,
+            Self::Open { source, .. } => {
+                !matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+            }
+            _ => true,
+        }
     }
 }
