@@ -46,11 +46,11 @@ fn a_failure_code_comes_back_unchanged() {
 #[test]
 fn a_kernel_that_hangs_is_ended() {
     need_kvm();
-    let limit = Duration::from_millis(300);
+    let limit = Duration::from_secs(2); // the slowest host prints within it
     let mut machine = flat("spin", "how=spin").timeout(limit).build().unwrap();
     let began = Instant::now();
     assert_eq!(machine.run(), Verdict::TimedOut { limit });
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert_eq!(machine.serial_text(), "spin\n");
 }
 

@@ -11,7 +11,7 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use common::{BINARY, kill, need_kvm, wait, wait_until};
+use common::{BINARY, Dir, default_signals, kill, need_kvm, wait, wait_until};
 
 /// A pseudo-terminal with ringfence in its foreground.
 struct Terminal {
@@ -54,6 +54,7 @@ impl Terminal {
         let file = || other_side.try_clone().unwrap();
         let mut command = Command::new(BINARY);
         command.args(line.split_whitespace()).stdin(file()).stdout(file()).stderr(file());
+        default_signals(&mut command);
         // SAFETY: both calls are async-signal-safe; they make the pty the controlling terminal.
         unsafe {
             command.pre_exec(|| {
@@ -185,18 +186,21 @@ fn refusals_leave_the_terminal_alone() {
 #[test]
 fn a_death_starts_a_line_of_its_own() {
     need_kvm();
-    let mut terminal = Terminal::new("run @echo --timeout 2s");
+    let mut terminal = Terminal::new("run @echo --timeout 5s");
     terminal.shows("ready");
     terminal.types(b"unfinished");
     let text = terminal.ends(124);
-    assert!(text.contains("\r\nringfence: guest timed out after 2s\r\n"), "{text:?}");
+    assert!(text.contains("\r\nringfence: guest timed out after 5s\r\n"), "{text:?}");
 }
 
 #[test]
 fn without_the_serial_line_the_terminal_stays_as_it_is() {
     need_kvm();
-    let mut terminal = Terminal::new("run @spin --serial null --timeout 100s");
-    thread::sleep(std::time::Duration::from_millis(300));
+    let dir = Dir::new();
+    let said = dir.join("said");
+    let line = format!("run @spin --serial file:{} --timeout 100s", said.display());
+    let mut terminal = Terminal::new(&line);
+    assert!(wait_until(|| std::fs::read(&said).is_ok_and(|said| said == b"spin\n")));
     assert!(!terminal.is_raw());
     terminal.types(b"\x03"); // here the interrupt key is one
     terminal.ends(130);

@@ -89,6 +89,7 @@ impl Run {
     pub fn start(mut self) -> Running {
         let command = &mut self.command;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        default_signals(command);
         // A group of its own, so that a script that hangs goes with what it started.
         let mut child = command.process_group(0).spawn().expect("the binary starts");
         let mut stdin = child.stdin.take();
@@ -113,6 +114,20 @@ impl Run {
     pub fn expect(self, code: i32) -> Ended {
         self.end().expect(code)
     }
+}
+
+/// Whoever runs the tests may ignore signals (a shell does for what it starts with `&`), and
+/// what is ignored stays so.
+pub fn default_signals(command: &mut Command) {
+    let reset = || {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+            // SAFETY: the call has no preconditions.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: signal(2) is async-signal-safe.
+    unsafe { command.pre_exec(reset) };
 }
 
 /// Reads a pipe to its end.
