@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use kvm_ioctls::Cap;
 use serde::Serialize;
 
 use super::Error;
+use super::capability::CAPABILITIES;
 
 /// The kind of KVM behind the device node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -27,12 +27,14 @@ pub enum Backend {
 impl Backend {
     /// Finds out by the modules of the running kernel; a built-in one has its directory too.
     pub fn detect() -> Self {
-        let modules = [
-            ("/sys/module/kvm_intel", Self::KvmIntel),
-            ("/sys/module/kvm_amd", Self::KvmAmd),
-            ("/sys/module/kvm_pvm", Self::KvmPvm),
-        ];
-        modules.iter().find(|(path, _)| Path::new(path).exists()).map_or(Self::Unknown, |m| m.1)
+        Self::detect_in(Path::new("/sys"))
+    }
+
+    /// The same for a sysfs elsewhere.
+    pub fn detect_in(sysfs: &Path) -> Self {
+        let is_loaded = |kind: &Self| sysfs.join("module").join(kind.name()).exists();
+        let known = [Self::KvmIntel, Self::KvmAmd, Self::KvmPvm];
+        known.into_iter().find(is_loaded).unwrap_or(Self::Unknown)
     }
 
     /// Its name: that of the kernel module.
@@ -53,17 +55,20 @@ pub struct Kvm {
     path: PathBuf,
 }
 
-/// Without these nothing runs.
-const REQUIRED: &[(Cap, &str)] = &[
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-    (Cap::SyncRegs, "KVM_CAP_SYNC_REGS"),
-];
-
 impl Kvm {
     /// Opens the device node and checks what every machine needs.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        let kvm = Self::open_any(path)?;
+        for cap in CAPABILITIES.iter().filter(|cap| cap.required) {
+            if kvm.fd.check_extension_raw(cap.number.into()) <= 0 {
+                return Err(Error::Missing { path: path.display().to_string(), missing: cap.name });
+            }
+        }
+        Ok(kvm)
+    }
+
+    /// Opens the device node of whatever KVM it is.
+    pub(super) fn open_any(path: &Path) -> Result<Self, Error> {
         let name = || path.display().to_string();
         let c_path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::Open {
             path: name(),
@@ -77,11 +82,6 @@ impl Kvm {
         })?;
         if fd.get_api_version() != 12 {
             return Err(Error::Missing { path: name(), missing: "the stable KVM API, version 12" });
-        }
-        for (cap, missing) in REQUIRED {
-            if !fd.check_extension(*cap) {
-                return Err(Error::Missing { path: name(), missing });
-            }
         }
         Ok(Self { fd, path: path.to_owned() })
     }

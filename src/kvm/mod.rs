@@ -3,11 +3,13 @@
 //!
 //! Called by `vcpu` and `machine`; knows no device and no bus.
 
+mod capability;
 mod caps;
 mod exit;
 mod vcpu;
 mod vm;
 
+pub use capability::{CAPABILITIES, Capability, Offer, offer};
 pub use caps::{Backend, Kvm};
 pub use exit::{Exit, ExitKind, InternalError, decode};
 pub use vcpu::{Debug, HardwareBreakpoint, RunState, Vcpu, WatchKind};

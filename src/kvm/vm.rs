@@ -78,11 +78,7 @@ impl Vm {
     /// Makes a VM with this memory. Slots come before the interrupt controllers: after them
     /// each would wait 4 to 8 ms for readers of the in-kernel I/O bus on some hosts.
     pub fn new(kvm: &Kvm, memory: &GuestMemory, irqchip: Irqchip) -> Result<Self, Error> {
-        let fd = kvm.fd.create_vm().map_err(|e| match e.errno() {
-            libc::EBUSY => Error::CreateVm { advice: "another hypervisor (VirtualBox, VMware) holds the processor's virtualisation; stop it", source: e.into() },
-            libc::EOPNOTSUPP | libc::ENODEV => Error::CreateVm { advice: "virtualisation is switched off in the firmware", source: e.into() },
-            _ => Error::Ioctl { ioctl: "KVM_CREATE_VM", source: e.into() },
-        })?;
+        let fd = Self::create(kvm)?;
         let vm = Self { fd, memory: memory.clone(), irqchip };
         vm.map_memory()?;
         // VT-x without "unrestricted guest" runs real mode in a virtual-8086 task of KVM's.
@@ -92,6 +88,15 @@ impl Vm {
         vm.exit_to_user_space()?;
         vm.create_irqchip()?;
         Ok(vm)
+    }
+
+    /// An empty VM.
+    pub(super) fn create(kvm: &Kvm) -> Result<VmFd, Error> {
+        kvm.fd.create_vm().map_err(|e| match e.errno() {
+            libc::EBUSY => Error::CreateVm { advice: "another hypervisor (VirtualBox, VMware) holds the processor's virtualisation; stop it", source: e.into() },
+            libc::EOPNOTSUPP | libc::ENODEV => Error::CreateVm { advice: "virtualisation is switched off in the firmware", source: e.into() },
+            _ => Error::Ioctl { ioctl: "KVM_CREATE_VM", source: e.into() },
+        })
     }
 
     fn map_memory(&self) -> Result<(), Error> {
