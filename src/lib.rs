@@ -47,7 +47,7 @@
 //! | 0 | [`verdict`], [`mem`], [`irq`], [`x86`], [`guests`], [`log`]: data and facts |
 //! | 1 | [`bus`], [`boot`], [`config`] |
 //! | 2 | [`devices`] (never sees KVM), [`kvm`] (never sees a device; alone names kvm-ioctls) |
-//! | 3 | [`vcpu`] |
+//! | 3 | [`vcpu`], [`inspect`] |
 //! | 4 | [`machine`] |
 //! | 6 | [`cli`] (alone names clap), `main` |
 //!
@@ -80,6 +80,7 @@ pub mod cli;
 pub mod config;
 pub mod devices;
 pub mod guests;
+pub mod inspect;
 pub mod irq;
 pub mod kvm;
 pub mod log;

@@ -44,6 +44,8 @@ pub(super) enum Command {
     Run(Box<RunArgs>),
     /// List the guests that ringfence carries
     Guests(GuestsArgs),
+    /// Check this host, and say what to do about each finding
+    Doctor(DoctorArgs),
     /// Show help on a command, or on a topic: exit-codes, report, boot
     Help {
         /// A command or a topic
@@ -58,6 +60,17 @@ pub(super) struct GuestsArgs {
     /// As JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "The exit code is 0 where guests can run, else 77. Nothing is changed.")]
+pub(super) struct DoctorArgs {
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// KVM's device node
+    #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
+    pub(super) kvm: PathBuf,
 }
 
 /// What to do without KVM.

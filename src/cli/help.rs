@@ -50,7 +50,7 @@ pub(super) fn show(topic: Option<&str>) -> u8 {
         None => {
             let topics: Vec<_> = TOPICS.iter().map(|(name, _)| *name).collect();
             super::tell(format_args!(
-                "there is no help on {topic:?}; there is on run, guests, {}",
+                "there is no help on {topic:?}; there is on run, guests, doctor, {}",
                 topics.join(", ")
             ));
             super::code(Refusal::Usage)

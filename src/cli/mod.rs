@@ -2,6 +2,7 @@
 //! exit code. The only module that names clap.
 
 mod args;
+mod doctor;
 mod dry_run;
 mod guests;
 mod help;
@@ -28,6 +29,7 @@ pub fn main() -> ExitCode {
     let code = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Guests(args) => guests::list(&args),
+        Command::Doctor(args) => doctor::examine(&args),
         Command::Help { topic } => help::show(topic.as_deref()),
     };
     ExitCode::from(code)
