@@ -12,7 +12,7 @@ mod vm;
 pub use capability::{CAPABILITIES, Capability, Offer, offer};
 pub use caps::{Backend, Kvm};
 pub use exit::{Exit, ExitKind, InternalError, decode};
-pub use vcpu::{Debug, HardwareBreakpoint, RunState, Vcpu, WatchKind};
+pub use vcpu::{Debug, HardwareBreakpoint, Inject, RunState, Vcpu, WatchKind};
 pub use vm::{SupportedCpuid, Vm};
 
 /// What KVM refused.

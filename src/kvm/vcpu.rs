@@ -1,14 +1,15 @@
 //! A vCPU: its entry state, its run, what can be asked of it when it stands still.
 
 mod convert;
+mod debug;
+mod registers;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP,
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_REGS,
-    KVM_SYNC_X86_SREGS, kvm_guest_debug, kvm_guest_debug_arch, kvm_sync_regs,
+    KVM_SYNC_X86_SREGS, kvm_sync_regs,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 
@@ -16,6 +17,7 @@ use super::{Error, Exit, SupportedCpuid, decode};
 use crate::x86::cpuid::Policy;
 use crate::x86::{CpuInit, CpuState, Rflags};
 use convert::{regs, sregs, state};
+pub use debug::{Debug, HardwareBreakpoint, Inject, WatchKind};
 
 /// A vCPU that is not in KVM_RUN, as its thread sees it.
 pub struct Vcpu {
@@ -154,98 +156,5 @@ impl Vcpu {
         let regs = self.fd.get_regs().map_err(Error::ioctl("KVM_GET_REGS"))?;
         let sregs = self.fd.get_sregs().map_err(Error::ioctl("KVM_GET_SREGS"))?;
         Ok(state(&regs, &sregs))
-    }
-
-    /// Sets what is debugged; the last call counts.
-    pub fn set_debug(&self, debug: &Debug) -> Result<(), Error> {
-        let mut control = KVM_GUESTDBG_ENABLE;
-        let flags = [
-            (debug.single_step, KVM_GUESTDBG_SINGLESTEP),
-            (debug.software_breakpoints, KVM_GUESTDBG_USE_SW_BP),
-            (debug.hardware.iter().any(Option::is_some), KVM_GUESTDBG_USE_HW_BP),
-        ];
-        for (_, flag) in flags.iter().filter(|(on, _)| *on) {
-            control |= flag;
-        }
-        if control == KVM_GUESTDBG_ENABLE {
-            control = 0;
-        }
-        let arch = kvm_guest_debug_arch { debugreg: debug.registers() };
-        self.fd
-            .set_guest_debug(&kvm_guest_debug { control, pad: 0, arch })
-            .map_err(Error::ioctl("KVM_SET_GUEST_DEBUG"))
-    }
-}
-
-/// What a debug register watches for (Intel SDM Vol. 3B 18.2.4: the R/W field).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WatchKind {
-    /// Execution.
-    Execute,
-    /// Data writes.
-    Write,
-    /// Data reads and writes.
-    Access,
-}
-
-/// A hardware breakpoint or watchpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HardwareBreakpoint {
-    /// Linear address, a multiple of `len`.
-    pub address: u64,
-    /// 1, 2, 4 or 8 bytes; 1 for execution.
-    pub len: u8,
-    /// What it watches for.
-    pub kind: WatchKind,
-}
-
-/// What KVM debugs of a vCPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Debug {
-    /// An exit after every instruction.
-    pub single_step: bool,
-    /// INT3 exits instead of going to the guest.
-    pub software_breakpoints: bool,
-    /// The four debug registers.
-    pub hardware: [Option<HardwareBreakpoint>; 4],
-}
-
-impl Debug {
-    /// DR0 to DR7.
-    fn registers(&self) -> [u64; 8] {
-        let mut registers = [0; 8];
-        registers[7] = 1 << 10; // always 1
-        for (n, breakpoint) in self.hardware.iter().enumerate() {
-            let Some(HardwareBreakpoint { address, len, kind }) = breakpoint else { continue };
-            registers[n] = *address;
-            let condition = match kind {
-                WatchKind::Execute => 0,
-                WatchKind::Write => 1,
-                WatchKind::Access => 3,
-            };
-            let size = match len {
-                2 => 1,
-                4 => 3,
-                8 => 2,
-                _ => 0,
-            };
-            registers[7] |= 2 << (2 * n) | (condition | size << 2) << (16 + 4 * n);
-        }
-        registers
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn debug_registers() {
-        let at = |address, len, kind| Some(HardwareBreakpoint { address, len, kind });
-        let hardware =
-            [at(0x1000, 1, WatchKind::Execute), None, at(0x2000, 8, WatchKind::Write), None];
-        let registers = Debug { hardware, ..Debug::default() }.registers();
-        assert_eq!((registers[0], registers[2]), (0x1000, 0x2000));
-        assert_eq!(registers[7], 1 << 10 | 2 | 2 << 4 | 0b1001 << 24);
     }
 }

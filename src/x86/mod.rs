@@ -15,5 +15,5 @@ pub mod translate;
 pub use control::{Cr0, Cr4, Efer, Rflags};
 pub use init::{CpuInit, DescriptorTable, Mode, Regs};
 pub use segment::Segment;
-pub use state::CpuState;
+pub use state::{CpuState, Fpu, Registers};
 pub use translate::translate;

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::{Cr0, Cr4, DescriptorTable, Efer, Mode, Regs, Rflags, Segment};
+use super::{CpuInit, Cr0, Cr4, DescriptorTable, Efer, Mode, Regs, Rflags, Segment};
 
 /// All but the floating-point state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -28,6 +28,37 @@ pub struct CpuState {
     pub cr8: u64,
     pub efer: Efer,
     pub apic_base: u64,
+}
+
+impl From<&CpuInit> for CpuState {
+    /// A vCPU before its first instruction.
+    fn from(init: &CpuInit) -> Self {
+        let CpuInit { mode: _, regs, rflags, cs, data, ss, tr, ldt, gdt, idt, cr0, cr3, cr4, efer } =
+            *init;
+        let (ds, es, fs, gs) = (data, data, data, data);
+        let (cr2, cr8, apic_base) = (0, 0, 0);
+        Self {
+            regs,
+            rflags,
+            cs,
+            ds,
+            es,
+            fs,
+            gs,
+            ss,
+            tr,
+            ldt,
+            gdt,
+            idt,
+            cr0,
+            cr2,
+            cr3,
+            cr4,
+            cr8,
+            efer,
+            apic_base,
+        }
+    }
 }
 
 impl CpuState {
@@ -72,5 +103,45 @@ impl CpuState {
     /// The privilege level.
     pub fn ring(&self) -> u8 {
         if self.cr0.contains(Cr0::PE) { self.ss.dpl } else { 0 }
+    }
+}
+
+/// x87 and SSE state, as FXSAVE has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Fpu {
+    /// The eight x87 registers, of which ten bytes each count.
+    pub st: [[u8; 16]; 8],
+    /// Control word.
+    pub control: u16,
+    /// Status word.
+    pub status: u16,
+    /// Bit n: physical register n is in use.
+    pub in_use: u8,
+    /// Last opcode.
+    pub opcode: u16,
+    /// Where the last instruction was.
+    pub ip: u64,
+    /// Where its operand was.
+    pub dp: u64,
+    /// XMM0 to XMM15.
+    pub xmm: [[u8; 16]; 16],
+    /// SSE control and status.
+    pub mxcsr: u32,
+}
+
+/// All that a debugger shows of a vCPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Registers {
+    /// All but the next two.
+    pub state: CpuState,
+    /// Floating point.
+    pub fpu: Fpu,
+    /// What SWAPGS gives: MSR 0xC0000102.
+    pub kernel_gs_base: u64,
+}
+
+impl From<&CpuInit> for Registers {
+    fn from(init: &CpuInit) -> Self {
+        Self { state: init.into(), fpu: Fpu::default(), kernel_gs_base: 0 }
     }
 }

@@ -235,33 +235,12 @@ fn page(paging: Paging, level: u32, entry: u64, linear: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::mem;
-    use crate::x86::{CpuInit, DescriptorTable, Regs, Rflags, Segment};
+    use crate::x86::CpuInit;
 
     const CR3: u64 = 0x10_0000;
 
     fn cpu(cr0: Cr0, cr4: Cr4, efer: Efer) -> CpuState {
-        let segment = Segment::data32(0);
-        CpuState {
-            regs: Regs::default(),
-            rflags: Rflags::ONE,
-            cs: CpuInit::protected(0, 8, 16).cs,
-            ds: segment,
-            es: segment,
-            fs: segment,
-            gs: segment,
-            ss: segment,
-            tr: Segment::task(0),
-            ldt: Segment::no_ldt(),
-            gdt: DescriptorTable::default(),
-            idt: DescriptorTable::default(),
-            cr0,
-            cr2: 0,
-            cr3: CR3,
-            cr4,
-            cr8: 0,
-            efer,
-            apic_base: 0,
-        }
+        CpuState { cr0, cr4, efer, cr3: CR3, ..(&CpuInit::protected(0, 8, 16)).into() }
     }
 
     fn paged(cr4: Cr4, efer: Efer) -> CpuState {

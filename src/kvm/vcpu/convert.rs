@@ -154,3 +154,25 @@ fn from_segment(segment: &kvm_segment) -> Segment {
         long: segment.l != 0,
     }
 }
+
+/// Changes of `sregs` what `state` has otherwise. The rest stays as KVM gave it: pending
+/// interrupts, and the parts of descriptors that [`Segment`] does not hold.
+pub(super) fn change_sregs(sregs: &mut kvm_sregs, state: &CpuState) {
+    let segments = [
+        (&mut sregs.cs, &state.cs),
+        (&mut sregs.ds, &state.ds),
+        (&mut sregs.es, &state.es),
+        (&mut sregs.fs, &state.fs),
+        (&mut sregs.gs, &state.gs),
+        (&mut sregs.ss, &state.ss),
+        (&mut sregs.tr, &state.tr),
+        (&mut sregs.ldt, &state.ldt),
+    ];
+    for (there, new) in segments.into_iter().filter(|(there, new)| from_segment(there) != **new) {
+        *there = segment(new);
+    }
+    (sregs.gdt, sregs.idt) = (table(state.gdt), table(state.idt));
+    (sregs.cr0, sregs.cr2, sregs.cr3) = (state.cr0.bits(), state.cr2, state.cr3);
+    (sregs.cr4, sregs.cr8, sregs.efer) = (state.cr4.bits(), state.cr8, state.efer.bits());
+    sregs.apic_base = state.apic_base;
+}

@@ -1,0 +1,130 @@
+//! What KVM debugs of a vCPU: single steps, breakpoints, watchpoints (Linux,
+//! Documentation/virt/kvm/api.rst, KVM_SET_GUEST_DEBUG).
+
+use kvm_bindings::{
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_INJECT_DB,
+    KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, kvm_guest_debug,
+    kvm_guest_debug_arch,
+};
+
+use super::Vcpu;
+use crate::kvm::Error;
+
+impl Vcpu {
+    /// Sets what is debugged; the last call counts.
+    pub fn set_debug(&self, debug: &Debug) -> Result<(), Error> {
+        let arch = kvm_guest_debug_arch { debugreg: debug.registers() };
+        self.fd
+            .set_guest_debug(&kvm_guest_debug { control: debug.control(), pad: 0, arch })
+            .map_err(Error::ioctl("KVM_SET_GUEST_DEBUG"))
+    }
+}
+
+/// What a debug register watches for (Intel SDM Vol. 3B 18.2.4: the R/W field).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchKind {
+    /// Execution.
+    Execute,
+    /// Data writes.
+    Write,
+    /// Data reads and writes.
+    Access,
+}
+
+/// A hardware breakpoint or watchpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HardwareBreakpoint {
+    /// Linear address, a multiple of `len`.
+    pub address: u64,
+    /// 1, 2, 4 or 8 bytes; 1 for execution.
+    pub len: u8,
+    /// What it watches for.
+    pub kind: WatchKind,
+}
+
+/// An exception of the guest's own that came out as a debug exit, and has to go back to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inject {
+    /// #DB: its own single step or debug registers.
+    Debug,
+    /// #BP: its own INT3.
+    Breakpoint,
+}
+
+/// What KVM debugs of a vCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Debug {
+    /// An exit after every instruction.
+    pub single_step: bool,
+    /// No interrupt meanwhile: a single step would end in its handler, and never get on.
+    /// Kernels before 5.16 do not know this and let interrupts in.
+    pub block_interrupts: bool,
+    /// Given to the guest when it runs on.
+    pub inject: Option<Inject>,
+    /// INT3 exits instead of going to the guest.
+    pub software_breakpoints: bool,
+    /// The four debug registers.
+    pub hardware: [Option<HardwareBreakpoint>; 4],
+}
+
+impl Debug {
+    /// The control word of KVM_SET_GUEST_DEBUG.
+    fn control(&self) -> u32 {
+        let flags = [
+            (self.single_step, KVM_GUESTDBG_SINGLESTEP),
+            (self.block_interrupts, KVM_GUESTDBG_BLOCKIRQ),
+            (self.software_breakpoints, KVM_GUESTDBG_USE_SW_BP),
+            (self.hardware.iter().any(Option::is_some), KVM_GUESTDBG_USE_HW_BP),
+            (self.inject == Some(Inject::Debug), KVM_GUESTDBG_INJECT_DB),
+            (self.inject == Some(Inject::Breakpoint), KVM_GUESTDBG_INJECT_BP),
+        ];
+        let control = flags.iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag);
+        if control == 0 { 0 } else { control | KVM_GUESTDBG_ENABLE }
+    }
+
+    /// DR0 to DR7.
+    fn registers(&self) -> [u64; 8] {
+        let mut registers = [0; 8];
+        registers[7] = 1 << 10; // always 1
+        for (n, breakpoint) in self.hardware.iter().enumerate() {
+            let Some(HardwareBreakpoint { address, len, kind }) = breakpoint else { continue };
+            registers[n] = *address;
+            let condition = match kind {
+                WatchKind::Execute => 0,
+                WatchKind::Write => 1,
+                WatchKind::Access => 3,
+            };
+            let size = match len {
+                2 => 1,
+                4 => 3,
+                8 => 2,
+                _ => 0,
+            };
+            registers[7] |= 2 << (2 * n) | (condition | size << 2) << (16 + 4 * n);
+        }
+        registers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_registers() {
+        let at = |address, len, kind| Some(HardwareBreakpoint { address, len, kind });
+        let hardware =
+            [at(0x1000, 1, WatchKind::Execute), None, at(0x2000, 8, WatchKind::Write), None];
+        let registers = Debug { hardware, ..Debug::default() }.registers();
+        assert_eq!((registers[0], registers[2]), (0x1000, 0x2000));
+        assert_eq!(registers[7], 1 << 10 | 2 | 2 << 4 | 0b1001 << 24);
+    }
+
+    #[test]
+    fn nothing_to_debug_switches_debugging_off() {
+        assert_eq!(Debug::default().control(), 0);
+        let step = Debug { single_step: true, block_interrupts: true, ..Debug::default() };
+        let expected = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ;
+        assert_eq!(step.control(), expected);
+    }
+}
