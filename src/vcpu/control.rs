@@ -1,10 +1,15 @@
-//! What the vCPUs of a machine are told from outside: to end, and when.
+//! What the vCPUs of a machine are told from outside: to end, and when; to park, for a
+//! debugger.
 
+use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::counts::Counts;
 use super::kick::{self, Thread};
+use super::park::{Parking, Why};
+use crate::kvm::Vcpu;
 use crate::verdict::{StopLine, Verdict};
 
 /// The requests that all vCPUs of a machine look at when they are kicked.
@@ -12,15 +17,17 @@ use crate::verdict::{StopLine, Verdict};
 pub struct Control {
     /// Why the machine ends; the first one stays.
     verdict: Mutex<Option<Verdict>>,
-    /// The threads in the run loop. A thread takes itself out before it ends, and kicks are
+    /// The threads in the run loop, each with its vCPU's number. A thread takes itself out before it ends, and kicks are
     /// sent under the lock: none reaches a dead thread.
-    threads: Mutex<Vec<Thread>>,
+    threads: Mutex<Vec<(u32, Thread)>>,
     /// When time is up, and the limit that says so.
     deadline: Option<(Instant, Duration)>,
     /// Where a handler of the process's own signals leaves their number; 0: none came.
     signal: Option<&'static AtomicU8>,
     /// Something else that may have ended the machine.
     watch: OnceLock<Watch>,
+    /// Where vCPUs stand still for a debugger; without one there is none.
+    parking: OnceLock<Parking>,
 }
 
 /// Looks whether something that no exit shows has ended the machine.
@@ -56,17 +63,22 @@ impl Control {
         if lock(&self.verdict).is_some() {
             return true;
         }
-        let signal = self.signal.map_or(0, |signal| signal.load(Ordering::SeqCst));
-        if signal != 0 {
-            self.stop(Verdict::Signal(signal));
-        } else if let Some((deadline, limit)) = self.deadline
-            && Instant::now() >= deadline
-        {
-            self.stop(Verdict::TimedOut { limit });
+        if let Some(verdict) = self.out_of_time() {
+            self.stop(verdict);
         } else if let Some(verdict) = self.watch.get().and_then(|watch| watch()) {
             self.stop(verdict);
         }
         lock(&self.verdict).is_some()
+    }
+
+    /// Has a signal come, or the time limit?
+    fn out_of_time(&self) -> Option<Verdict> {
+        match self.signal.map_or(0, |signal| signal.load(Ordering::SeqCst)) {
+            0 => {}
+            signal => return Some(Verdict::Signal(signal)),
+        }
+        let (deadline, limit) = self.deadline?;
+        (Instant::now() >= deadline).then_some(Verdict::TimedOut { limit })
     }
 
     /// How long until time is up.
@@ -75,28 +87,84 @@ impl Control {
         Some(deadline.saturating_duration_since(Instant::now()))
     }
 
-    pub(super) fn enter(&self, thread: Thread) {
-        lock(&self.threads).push(thread);
+    pub(super) fn enter(&self, id: u32, thread: Thread) {
+        lock(&self.threads).push((id, thread));
+        if self.parking.get().is_some() {
+            // It may have been told to park before it could be kicked.
+            kick::kick_self();
+        }
     }
 
-    pub(super) fn leave(&self, thread: Thread) {
-        lock(&self.threads).retain(|other| *other != thread);
+    pub(super) fn leave(&self, id: u32, thread: Thread) {
+        lock(&self.threads).retain(|(_, other)| *other != thread);
+        if let Some(parking) = self.parking.get() {
+            parking.leave(id);
+        }
+    }
+
+    /// Gives the machine a parking, before it runs. With `hold` its first instruction waits
+    /// for a debugger; with `resets_restart` a reset is no end.
+    pub fn set_parking(&self, hold: bool, resets_restart: bool) -> io::Result<()> {
+        let parking = Parking::new(hold, resets_restart)?;
+        let _ = self.parking.set(parking); // a second debugger shares the first one's
+        Ok(())
+    }
+
+    /// Where vCPUs stand still for a debugger, if there is one.
+    pub fn parking(&self) -> Option<&Parking> {
+        self.parking.get()
+    }
+
+    /// Parks the vCPU if it is to; it has been kicked, and nothing is half done.
+    pub(super) fn park(&self, vcpu: &mut Vcpu, counts: &Counts) {
+        if let Some(parking) = self.parking.get() {
+            parking.park(vcpu, counts, &|| self.should_stop());
+        }
+    }
+
+    /// Parks the vCPU before it leaves the run loop, if the guest died under a debugger.
+    pub(super) fn show_death(&self, vcpu: &mut Vcpu, counts: &Counts) {
+        if let Some(parking) = self.parking.get()
+            && let Some(verdict) = self.verdict()
+        {
+            parking.show_death(vcpu, counts, verdict, &|| self.out_of_time().is_some());
+        }
+    }
+
+    /// vCPU `id` had a debug exit. False when there is no debugger.
+    pub(super) fn debug_exit(&self, id: u32, why: Why) -> bool {
+        let Some(parking) = self.parking.get() else { return false };
+        parking.hit(id, why);
+        self.kick_all();
+        true
+    }
+
+    /// Has every vCPU look at its requests.
+    pub(super) fn kick_all(&self) {
+        kick::kick_self();
+        let own = Thread::current();
+        for (_, thread) in lock(&self.threads).iter().filter(|(_, thread)| *thread != own) {
+            // SAFETY: a thread in the list has not left the run loop, so it has not ended.
+            unsafe { thread.kick() };
+        }
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
 impl StopLine for Control {
     fn stop(&self, verdict: Verdict) {
         // The request first, the kick after it; see `kick`.
         lock(&self.verdict).get_or_insert(verdict);
-        kick::kick_self();
-        let own = Thread::current();
-        for thread in lock(&self.threads).iter().filter(|thread| **thread != own) {
-            // SAFETY: a thread in the list has not left the run loop, so it has not ended.
-            unsafe { thread.kick() };
+        if let Some(parking) = self.parking.get() {
+            let own = Thread::current();
+            let culprit = lock(&self.threads).iter().find(|(_, thread)| *thread == own).copied();
+            culprit.into_iter().for_each(|(id, _)| parking.blame(id));
+            parking.wake();
         }
+        self.kick_all();
     }
 }
 

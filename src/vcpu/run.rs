@@ -10,6 +10,7 @@ use super::control::Control;
 use super::counts::{Counts, UnclaimedKind};
 use super::halt::HaltWatch;
 use super::kick::kick_self;
+use super::park::Why;
 use super::recorder::{Observer, Recorder};
 use super::strict::{Strict, Violation};
 use crate::bus::BusView;
@@ -65,6 +66,7 @@ impl RunLoop {
     /// The loop itself, compiled once without an observer and once with any.
     fn run_watched<O: Observer + ?Sized>(&mut self, observer: &mut O) -> Counts {
         let mut counts = Counts::new();
+        let id = self.vcpu.id();
         let mut goes_on = true;
         while goes_on {
             let (rip, exit) = self.vcpu.run();
@@ -82,10 +84,15 @@ impl RunLoop {
                     hypercall(&*self.hypercalls, number, &args, result)
                 }
                 Exit::Interrupted => {
-                    goes_on = !self.interrupted();
+                    goes_on = !self.interrupted(&counts);
                     if goes_on {
                         observer.tick(&self.vcpu);
                     }
+                    None
+                }
+                Exit::Debug { exception, pc, dr6 }
+                    if self.control.debug_exit(id, Why::Debug { exception, pc, dr6 }) =>
+                {
                     None
                 }
                 fatal => {
@@ -102,6 +109,7 @@ impl RunLoop {
                 self.enforce(kind);
             }
         }
+        self.control.show_death(&mut self.vcpu, &counts);
         counts
     }
 
@@ -120,12 +128,13 @@ impl RunLoop {
 
     /// After a kick: the flag is cleared first, the requests are read after it. True to end.
     #[cold]
-    fn interrupted(&mut self) -> bool {
+    fn interrupted(&mut self, counts: &Counts) -> bool {
         self.vcpu.clear_immediate_exit();
         self.recorder.merge_interrupted();
         if self.control.should_stop() {
             return true;
         }
+        self.control.park(&mut self.vcpu, counts);
         let Some(watch) = &self.halt_watch else { return false };
         let halted = matches!(self.vcpu.run_state(), Ok(RunState::HaltedForEver));
         if watch.tick(self.vcpu.id(), halted) {

@@ -19,6 +19,9 @@ const AGAIN: std::time::Duration = std::time::Duration::from_millis(10);
 /// a machine with one vCPU needs none.
 pub fn run_all(loops: &mut [RunLoop], control: &Arc<Control>) -> Counts {
     let mut total = Counts::default();
+    if let Some(parking) = control.parking() {
+        parking.begin(loops.len());
+    }
     let Some((first, others)) = loops.split_first_mut() else { return total };
     thread::scope(|scope| {
         let others: Vec<_> = others.iter_mut().map(|it| start(scope, it, control)).collect();
@@ -70,12 +73,13 @@ pub fn block_process_signals() {
 /// Ends the machine when a vCPU's thread goes, in whatever way: no other is left waiting.
 struct Entered<'c> {
     control: &'c Control,
+    id: u32,
     thread: Thread,
 }
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        self.control.leave(self.thread);
+        self.control.leave(self.id, self.thread);
         if thread::panicking() {
             self.control.stop(bug());
         }
@@ -87,9 +91,9 @@ fn drive(it: &mut RunLoop) -> io::Result<Counts> {
     // SAFETY: the byte lies in the vCPU's mapping; `it` outlives `_target`, which is dropped
     // at the end of this function, on this thread.
     let _target = unsafe { Target::new(it.vcpu.immediate_exit()) }?;
-    let thread = Thread::current();
-    control.enter(thread);
-    let _entered = Entered { control: &control, thread };
+    let (id, thread) = (it.vcpu.id(), Thread::current());
+    control.enter(id, thread);
+    let _entered = Entered { control: &control, id, thread };
     let _ticker = ticker(it)?;
     // What was asked before this thread could be kicked is seen here.
     if control.should_stop() {
