@@ -22,6 +22,7 @@ use crate::x86::cpuid::Policy;
 /// What a reset throws away.
 pub(super) struct Incarnation {
     pub(super) loops: Vec<RunLoop>,
+    pub(super) memory: GuestMemory,
     /// Keeps the guest's memory mapped while vCPUs run in it.
     _vm: Vm,
 }
@@ -60,7 +61,7 @@ pub(super) fn incarnate(
         };
         let loops = start_state(loops, &cpuid, &loaded, irqchip)?;
         log::info!("{}: {}", config.image.display(), loaded.description);
-        Ok((loaded, Incarnation { loops, _vm: vm }))
+        Ok((loaded, Incarnation { loops, memory, _vm: vm }))
     })
 }
 

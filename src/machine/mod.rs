@@ -5,6 +5,7 @@
 
 mod build;
 mod builder;
+pub mod debug;
 mod error;
 mod files;
 mod input;
@@ -17,8 +18,8 @@ pub mod report;
 pub mod signals;
 
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use builder::Builder;
@@ -31,7 +32,7 @@ pub use report::Report;
 use crate::boot::{Loaded, Protocol};
 use crate::config::{Config, OnHalt, OnReset};
 use crate::devices::Console;
-use crate::vcpu::{self, Control, Counts};
+use crate::vcpu::{self, Control, Counts, Parking};
 use crate::verdict::{Death, Success, Verdict};
 use build::{Incarnation, console, incarnate};
 use files::Files;
@@ -105,6 +106,8 @@ pub struct Machine {
     counts: Counts,
     restarts: u64,
     ended: Option<(Verdict, Duration)>,
+    /// What a debugger sees of the memory, if there is one.
+    debugged: Option<debug::SharedMemory>,
 }
 
 impl Machine {
@@ -143,6 +146,7 @@ impl Machine {
             counts: Counts::default(),
             restarts: 0,
             ended: None,
+            debugged: None,
         })
     }
 
@@ -154,7 +158,7 @@ impl Machine {
             }
             self.counts.add(&vcpu::run_all(&mut self.incarnation.loops, &self.control));
             let verdict = self.judge(self.control.verdict());
-            if self.config.on_reset != OnReset::Restart || !is_reset(&verdict) {
+            if !self.starts_again(&verdict) {
                 self.end(verdict);
             } else if let Err(e) = self.restart() {
                 self.end(e.verdict());
@@ -162,7 +166,16 @@ impl Machine {
         }
     }
 
+    fn starts_again(&self, verdict: &Verdict) -> bool {
+        let asked = self.control.parking().is_some_and(Parking::take_reset);
+        self.config.on_reset == OnReset::Restart && is_reset(verdict)
+            || asked && matches!(verdict, Verdict::Died { .. })
+    }
+
     fn end(&mut self, verdict: Verdict) {
+        if let Some(parking) = self.control.parking() {
+            parking.end(verdict.clone());
+        }
         self.ended = Some((verdict, self.began.elapsed()));
         self.pump.end();
     }
@@ -172,6 +185,10 @@ impl Machine {
         self.restarts += 1;
         let Self { config, files, control, console, pump, .. } = self;
         (_, self.incarnation) = incarnate(config, files, control, console, pump)?;
+        if let Some(memory) = &self.debugged {
+            let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+            *memory = self.incarnation.memory.clone();
+        }
         Ok(())
     }
 

@@ -31,6 +31,11 @@ pub fn catch() -> io::Result<&'static AtomicU8> {
     Ok(&CAUGHT)
 }
 
+/// For threads that are no vCPU's: leaves those signals to the thread that runs the machine.
+pub fn block() {
+    vcpu::block_process_signals();
+}
+
 fn ignored(signal: libc::c_int) -> bool {
     // SAFETY: all zero is a valid sigaction; with no new action the call only fills it in.
     unsafe {

@@ -1,0 +1,105 @@
+//! Guest memory as a debugger sees it: by linear addresses through the guest's own page
+//! tables, or by physical ones; without the breakpoints.
+
+use super::Debugger;
+use super::breakpoints::{Point, Refusal};
+use crate::mem::{Bytes, GuestAddress, PAGE_SIZE};
+use crate::x86::translate::{Walk, walk};
+use crate::x86::{CpuState, translate};
+
+/// What an address means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Space {
+    /// It goes through the page tables of a vCPU.
+    #[default]
+    Linear,
+    /// It is guest-physical.
+    Physical,
+}
+
+impl Debugger {
+    /// Reads memory as vCPU `cpu` sees it; gives back how many bytes there are from the
+    /// first on.
+    pub fn read(&self, cpu: u32, space: Space, address: u64, data: &mut [u8]) -> usize {
+        let state = self.state_for(cpu, space);
+        let memory = self.memory();
+        let mut done = 0;
+        while done < data.len() {
+            let at = address.wrapping_add(done as u64);
+            let len = piece(at, data.len() - done);
+            let physical = match &state {
+                Some(state) => translate(&memory, state, at),
+                None => (space == Space::Physical).then_some(at),
+            };
+            let piece = &mut data[done..done + len];
+            let Some(physical) = physical else { break };
+            if memory.read_slice(piece, GuestAddress(physical)).is_err() {
+                break;
+            }
+            self.breakpoints.hide(physical, piece);
+            done += len;
+        }
+        done
+    }
+
+    /// Writes memory; false, and nothing is written, where not all of it is RAM.
+    pub fn write(&mut self, cpu: u32, space: Space, address: u64, data: &[u8]) -> bool {
+        let state = self.state_for(cpu, space);
+        let memory = self.memory().clone();
+        let mut places = Vec::new();
+        let mut done = 0;
+        while done < data.len() {
+            let at = address.wrapping_add(done as u64);
+            let len = piece(at, data.len() - done);
+            let physical = match &state {
+                Some(state) => translate(&memory, state, at),
+                None => (space == Space::Physical).then_some(at),
+            };
+            let is_ram = |at: &u64| memory.read_slice(&mut vec![0; len], GuestAddress(*at)).is_ok();
+            let Some(physical) = physical.filter(is_ram) else { return false };
+            places.push((physical, &data[done..done + len]));
+            done += len;
+        }
+        for (physical, piece) in places {
+            let mut piece = piece.to_vec();
+            self.breakpoints.keep(physical, &mut piece);
+            let _ = memory.write_slice(&piece, GuestAddress(physical)); // it was readable
+        }
+        true
+    }
+
+    fn state_for(&self, cpu: u32, space: Space) -> Option<CpuState> {
+        if space == Space::Linear { self.state(cpu) } else { None }
+    }
+
+    /// The way of a linear address through the page tables of vCPU `cpu`.
+    pub fn walk(&self, cpu: u32, linear: u64) -> Option<Walk> {
+        let state = self.state(cpu)?;
+        Some(walk(&self.memory(), &state, linear))
+    }
+
+    pub(super) fn translate(&self, cpu: u32, linear: u64) -> Option<u64> {
+        let state = self.state(cpu)?;
+        translate(&self.memory(), &state, linear)
+    }
+
+    /// Sets a breakpoint or a watchpoint for all vCPUs, from the next resume on. Its page is
+    /// looked up in the tables of vCPU `cpu`.
+    pub fn add(&mut self, cpu: u32, address: u64, len: u64, point: Point) -> Result<(), Refusal> {
+        let physical = self.translate(cpu, address);
+        let memory = self.memory().clone();
+        self.breakpoints.add(&memory, self.limits, (address, len, point), physical)
+    }
+
+    /// Takes it away; false when it was not set.
+    pub fn remove(&mut self, address: u64, len: u64, point: Point) -> bool {
+        let memory = self.memory().clone();
+        self.breakpoints.remove(&memory, (address, len, point))
+    }
+}
+
+/// Of `len` bytes at `address`, those up to the end of its page.
+fn piece(address: u64, len: usize) -> usize {
+    let left = PAGE_SIZE - address % PAGE_SIZE;
+    len.min(left as usize)
+}

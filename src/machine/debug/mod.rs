@@ -1,0 +1,321 @@
+//! A machine under a debugger: its vCPUs stand still, are asked, changed and let go.
+//!
+//! Called by a debugger's front end (`control::gdb`), on a thread of its own; knows no
+//! protocol. What KVM's backends cannot do is answered with a [`Refusal`] here.
+
+mod breakpoints;
+mod memory;
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::poll::poll;
+use super::{DeviceEntry, Machine, platform};
+use crate::kvm::{Backend, Debug, Inject};
+use crate::mem::GuestMemory;
+use crate::vcpu::{Control, Counts, News, Parking, Stop, Why};
+use crate::verdict::{Death, StopLine, Verdict};
+
+pub use crate::kvm::RunState;
+pub use crate::x86::translate::{Break, Paging, Walk};
+pub use crate::x86::{CpuInit, CpuState, Cr0, Cr4, Efer, Fpu, Mode, Registers, Rflags, Segment};
+pub use breakpoints::{Limits, Point, Refusal, Watch};
+pub use memory::Space;
+
+use breakpoints::Breakpoints;
+
+/// The guest's memory, of the machine's present incarnation.
+pub(super) type SharedMemory = Arc<Mutex<GuestMemory>>;
+
+/// What a vCPU is to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Run.
+    Run,
+    /// Run one instruction.
+    Step,
+    /// Stay.
+    Stay,
+}
+
+/// Why the vCPUs stand still.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// They were asked to.
+    Asked,
+    /// The machine has not run its first instruction yet, or not again after a reset.
+    Started,
+    /// An instruction was stepped.
+    Stepped,
+    /// A breakpoint; the instruction has not run.
+    Breakpoint(
+        /// [`Point::Software`] or [`Point::Hardware`].
+        Point,
+    ),
+    /// A watchpoint; the access has happened.
+    Watchpoint {
+        /// What is watched for.
+        watch: Watch,
+        /// Where.
+        address: u64,
+    },
+    /// The guest has died. When it is let go the machine ends with this verdict.
+    Died(Verdict),
+    /// It did not run: the backend cannot do what was asked.
+    Refused(&'static str),
+}
+
+/// What a debugger waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// All vCPUs stand still.
+    Stopped {
+        /// Where it began.
+        cpu: u32,
+        /// Why.
+        reason: Reason,
+    },
+    /// The machine has ended.
+    Ended(Verdict),
+}
+
+/// A debugger's hold on a machine; [`Machine::debugger`] gives it.
+pub struct Debugger {
+    control: Arc<Control>,
+    memory: SharedMemory,
+    cpus: u32,
+    limits: Limits,
+    breakpoints: Breakpoints,
+    /// What each vCPU was last told to debug, and to do.
+    told: Vec<(Option<Debug>, Action)>,
+    /// Exceptions to give back with the next resume.
+    inject: Vec<Option<Inject>>,
+}
+
+impl Machine {
+    /// Makes a debugger's hold on this machine, before it runs. With `hold` the first
+    /// instruction waits until the debugger lets it go.
+    pub fn debugger(&mut self, hold: bool) -> Result<Debugger, super::Error> {
+        let restarts = self.config.on_reset == super::OnReset::Restart;
+        self.control.set_parking(hold, restarts).map_err(|source| super::Error::Host {
+            doing: "make an event for the debugger".to_owned(),
+            source,
+        })?;
+        let memory = self.incarnation.memory.clone();
+        let memory = self.debugged.get_or_insert_with(|| Arc::new(Mutex::new(memory))).clone();
+        let cpus = self.config.cpus;
+        Ok(Debugger {
+            control: self.control.clone(),
+            memory,
+            cpus,
+            limits: Limits::of(Backend::detect()),
+            breakpoints: Breakpoints::default(),
+            told: vec![(None, Action::Run); cpus as usize],
+            inject: vec![None; cpus as usize],
+        })
+    }
+}
+
+impl Debugger {
+    fn parking(&self) -> Option<&Parking> {
+        self.control.parking()
+    }
+
+    fn memory(&self) -> MutexGuard<'_, GuestMemory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Number of vCPUs.
+    pub fn cpus(&self) -> u32 {
+        self.cpus
+    }
+
+    /// What this KVM cannot do.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> Vec<DeviceEntry> {
+        platform::entries()
+    }
+
+    /// A debugger has come: all vCPUs are to stand still, and the guest does not die unseen.
+    pub fn attach(&mut self) {
+        if let Some(parking) = self.parking() {
+            parking.set_attached(true);
+        }
+        self.pause();
+    }
+
+    /// The debugger has gone: no breakpoint stays, the guest runs on. The vCPUs stand still.
+    pub fn detach(&mut self) {
+        let memory = self.memory().clone();
+        self.breakpoints.clear(&memory);
+        if let Some(parking) = self.parking() {
+            parking.set_attached(false);
+        }
+        self.resume(&vec![Action::Run; self.cpus as usize]);
+    }
+
+    /// All vCPUs are to stand still; [`Self::event`] says when they do.
+    pub fn pause(&self) {
+        self.control.pause();
+    }
+
+    /// Ends the machine, as a debugger's `kill` does: with the verdict of SIGKILL.
+    pub fn kill(&self) {
+        self.control.stop(Verdict::Signal(libc::SIGKILL as u8));
+    }
+
+    /// The machine starts again from its image when it is let go, and stands still before
+    /// its first instruction.
+    pub fn reset(&self) {
+        if let Some(parking) = self.parking() {
+            parking.set_reset();
+        }
+    }
+
+    /// Waits for `peer` to have something to read, or for an event, at most `patience` ms
+    /// (-1: for ever). Which of the two there may be.
+    pub fn wait(&self, peer: Option<&dyn AsFd>, patience: i32) -> std::io::Result<(bool, bool)> {
+        let news = self.parking().map_or(-1, Parking::news_fd);
+        let peer = peer.map_or(-1, |peer| peer.as_fd().as_raw_fd());
+        let [peer, news] = poll([(peer, libc::POLLIN), (news, libc::POLLIN)], patience)?;
+        Ok((peer != 0, news != 0))
+    }
+
+    /// What has happened, once. A stop that is only the guest's own is passed on to it, and
+    /// the vCPUs run on.
+    pub fn event(&mut self) -> Option<Event> {
+        let stop = match self.parking()?.news()? {
+            News::Ended(verdict) => return Some(Event::Ended(verdict)),
+            News::Stopped(stop) => stop,
+        };
+        if stop.why == Why::Started {
+            self.breakpoints.forget_patches();
+            self.told.fill((None, Action::Run));
+        }
+        let cpu = stop.cpu;
+        if let Some(reason) = self.explain(&stop) {
+            return Some(Event::Stopped { cpu, reason });
+        }
+        let actions: Vec<_> = self.told.iter().map(|(_, action)| *action).collect();
+        self.resume(&actions)
+    }
+
+    /// Why a vCPU stopped; `None` when it was the guest's own exception.
+    fn explain(&mut self, stop: &Stop) -> Option<Reason> {
+        let (exception, pc, dr6) = match &stop.why {
+            Why::Asked => return Some(Reason::Asked),
+            Why::Started => return Some(Reason::Started),
+            Why::Dying(verdict) => return Some(Reason::Died(verdict.clone())),
+            Why::Debug { exception, pc, dr6 } => (*exception, *pc, *dr6),
+        };
+        const BP: u32 = 3;
+        if exception == BP {
+            if self.breakpoints.is_patched(pc, self.translate(stop.cpu, pc)) {
+                return Some(Reason::Breakpoint(Point::Software));
+            }
+            return self.pass_on(stop.cpu, Inject::Breakpoint);
+        }
+        let stepping = self.told.get(stop.cpu as usize).is_some_and(|told| told.1 == Action::Step);
+        match self.breakpoints.fired(dr6, pc) {
+            Some((address, Point::Watch(watch))) => Some(Reason::Watchpoint { watch, address }),
+            Some((_, point)) => Some(Reason::Breakpoint(point)),
+            None if stepping => Some(Reason::Stepped),
+            None => self.pass_on(stop.cpu, Inject::Debug),
+        }
+    }
+
+    fn pass_on(&mut self, cpu: u32, exception: Inject) -> Option<Reason> {
+        *self.inject.get_mut(cpu as usize)? = Some(exception);
+        None
+    }
+
+    /// Lets the vCPUs go, each with its action. What comes back at once is an answer without
+    /// a run: another vCPU's watchpoint that fired beside what was told, or a refusal.
+    pub fn resume(&mut self, actions: &[Action]) -> Option<Event> {
+        for stop in self.parking()?.late() {
+            // A breakpoint's vCPU has not moved, and comes to it again; a watchpoint's has.
+            if let Some(reason @ Reason::Watchpoint { .. }) = self.explain(&stop) {
+                return Some(Event::Stopped { cpu: stop.cpu, reason });
+            }
+        }
+        for cpu in 0..self.cpus {
+            let action = actions.get(cpu as usize).copied().unwrap_or(Action::Run);
+            if action == Action::Step && !self.can_step(cpu) {
+                let why = "this KVM cannot single-step ring 3; set a breakpoint in ring 0";
+                return Some(Event::Stopped { cpu, reason: Reason::Refused(why) });
+            }
+            self.tell(cpu, action);
+        }
+        if self.parking()?.is_reset_wanted() {
+            self.control.stop(Verdict::died(Death::Reset, "by the debugger"));
+        }
+        let stay = |cpu: u32| actions.get(cpu as usize) == Some(&Action::Stay);
+        self.parking()?.release(|cpu| !stay(cpu));
+        None
+    }
+
+    fn can_step(&self, cpu: u32) -> bool {
+        self.limits.step_in_ring3 || self.state(cpu).is_none_or(|state| state.ring() != 3)
+    }
+
+    /// Tells a vCPU what KVM is to debug, if that is not what it does already.
+    fn tell(&mut self, cpu: u32, action: Action) {
+        let inject = self.inject.get_mut(cpu as usize).and_then(Option::take);
+        let step = action == Action::Step;
+        let debug = Debug {
+            single_step: step,
+            block_interrupts: step,
+            inject,
+            software_breakpoints: self.breakpoints.has_patches(),
+            hardware: self.breakpoints.registers(),
+        };
+        let Some((told, _)) = self.told.get(cpu as usize) else { return };
+        if *told != Some(debug) {
+            let set = move |vcpu: &mut crate::kvm::Vcpu, _: &Counts| vcpu.set_debug(&debug);
+            if let Some(Err(e)) = self.parking().and_then(|parking| parking.ask(cpu, set)) {
+                log::warn!("debugger: {}", super::chain(&e));
+            }
+        }
+        // What is injected is injected once.
+        let told = inject.is_none().then_some(debug);
+        self.told[cpu as usize] = (told, action);
+    }
+
+    /// The registers of a vCPU that stands still.
+    pub fn registers(&self, cpu: u32) -> Option<Registers> {
+        self.answered(self.parking()?.ask(cpu, |vcpu, _| vcpu.registers())?)
+    }
+
+    /// Changes them.
+    pub fn set_registers(&self, cpu: u32, new: Registers) -> Option<()> {
+        self.answered(self.parking()?.ask(cpu, move |vcpu, _| vcpu.set_registers(&new))?)
+    }
+
+    /// The same without the floating-point state.
+    pub fn state(&self, cpu: u32) -> Option<CpuState> {
+        self.answered(self.parking()?.ask(cpu, |vcpu, _| vcpu.state())?)
+    }
+
+    /// What it was doing.
+    pub fn run_state(&self, cpu: u32) -> Option<RunState> {
+        self.answered(self.parking()?.ask(cpu, |vcpu, _| vcpu.run_state())?)
+    }
+
+    /// What the vCPUs have counted since the machine started, those that stand still.
+    pub fn counts(&self) -> Counts {
+        let mut total = Counts::default();
+        for cpu in 0..self.cpus {
+            let counts = self.parking().and_then(|it| it.ask(cpu, |_, counts| counts.clone()));
+            counts.iter().for_each(|counts| total.add(counts));
+        }
+        total
+    }
+
+    fn answered<T>(&self, answer: Result<T, crate::kvm::Error>) -> Option<T> {
+        answer.inspect_err(|e| log::warn!("debugger: {}", super::chain(e))).ok()
+    }
+}
