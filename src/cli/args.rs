@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::boot::Protocol;
 use crate::config::{self, Description, OnHalt, OnReset};
+use crate::control::gdb;
 use crate::irq::Irqchip;
 use crate::x86::Mode;
 
@@ -46,7 +47,7 @@ pub(super) enum Command {
     Guests(GuestsArgs),
     /// Check this host, and say what to do about each finding
     Doctor(DoctorArgs),
-    /// Show help on a command, or on a topic: exit-codes, report, boot
+    /// Show help on a command, or on a topic: exit-codes, report, boot, gdb
     Help {
         /// A command or a topic
         topic: Option<String>,
@@ -158,6 +159,14 @@ pub(super) struct RunArgs {
     /// Write a JSON record of the run to a file, or - for standard output
     #[arg(long, value_name = "FILE", help_heading = "Verdict")]
     pub(super) report: Option<PathBuf>,
+
+    /// Let gdb debug the guest: tcp:HOST:PORT (port 0: a free one) or unix:PATH; see `ringfence
+    /// help gdb`
+    #[arg(long, value_name = "ADDRESS", help_heading = "Debugger")]
+    pub(super) gdb: Option<gdb::Address>,
+    /// Wait for gdb before the guest's first instruction
+    #[arg(long, requires = "gdb", help_heading = "Debugger")]
+    pub(super) gdb_wait: bool,
 
     /// Print the resolved machine, its memory map and the entry state; run nothing
     #[arg(long, help_heading = "Output")]

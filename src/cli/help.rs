@@ -17,6 +17,7 @@ const TOPICS: &[(&str, Text)] = &[
     ("exit-codes", exit_code_table),
     ("report", || report::SCHEMA.to_owned()),
     ("boot", || BOOT.to_owned()),
+    ("gdb", || GDB.to_owned()),
 ];
 
 /// The boot protocols, by the names that `--boot` takes.
@@ -34,6 +35,32 @@ The protocol is found out from the image; --boot forces one.
 
 --dry-run shows what an image is found to be, and the state it is entered in. The state that each
 protocol promises is documented in the library's `boot` module, with its source.
+";
+
+/// The debugger.
+const GDB: &str = "\
+  ringfence run kernel.elf --gdb unix:/tmp/gdb --gdb-wait
+  gdb kernel.elf -ex 'target remote /tmp/gdb' -ex 'break main' -ex continue
+
+With --gdb-wait the guest's first instruction waits for gdb's `continue`; without, gdb may come at any
+time, and the guest stops when it does. Each vCPU is a thread.
+
+The registers are those of x86-64 in every mode. RIP is shown as a linear address, so that breakpoints
+work in 16-bit code too; gdb disassembles as 64-bit code whatever the mode. `hbreak` for code that is
+not in memory yet. A watchpoint takes one of four debug registers (more if it is wide or not aligned).
+
+  monitor walk ADDRESS      the page tables' entries on the way of an address
+  monitor cpu               mode, segments, tables, control registers
+  monitor exits             exits by kind, and accesses that nothing claimed
+  monitor devices           devices and their addresses
+  monitor physical on|off   take gdb's addresses as guest-physical
+  monitor reset             `continue` then starts the image again
+  monitor help              this, and what this KVM cannot do
+
+A guest that dies stops first, to be looked at; `continue` then ends it. `detach`, and a gdb that quits,
+is killed or loses its connection, leave no breakpoint, and the guest runs on; `kill` ends it as SIGKILL
+would. The exit code is the guest's verdict in any case. --timeout goes on while the guest stands still.
+Whoever can connect has the guest in his hands.
 ";
 
 pub(super) fn show(topic: Option<&str>) -> u8 {

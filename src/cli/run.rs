@@ -13,6 +13,7 @@ use super::args::{Cli, Command, ExitCodes, IfNoKvm, RunArgs};
 use super::dry_run;
 use super::terminal::{Escapes, Key, Raw};
 use crate::config::{Config, Description, SerialTarget, is_carried};
+use crate::control::gdb;
 use crate::guests;
 use crate::machine::{self, Error, Input, Io, Keystroke, Machine, Output, Report, signals};
 use crate::verdict::{Refusal, Verdict};
@@ -35,7 +36,7 @@ pub(super) fn run(args: &RunArgs) -> u8 {
     if args.dry_run {
         return plan(args, &config, begin);
     }
-    let (verdict, report) = match execute(&config) {
+    let (verdict, report) = match execute(args, &config) {
         Ok((verdict, report)) => (verdict, report),
         Err(e) => {
             let verdict = if_no_kvm(args, e.verdict());
@@ -96,11 +97,12 @@ fn plan(args: &RunArgs, config: &Config, begin: Instant) -> u8 {
     super::printed(dry_run::print(&plan, args.json))
 }
 
-fn execute(config: &Config) -> Result<(Verdict, Report), Error> {
+fn execute(args: &RunArgs, config: &Config) -> Result<(Verdict, Report), Error> {
     let host = |doing: &str| {
         let doing = doing.to_owned();
         |source| Error::Host { doing, source }
     };
+    let gdb = listen(args)?;
     let signal = signals::catch().map_err(host("catch signals"))?;
     let raw = match config.serial {
         SerialTarget::Stdio => Raw::new().map_err(host("make the terminal raw"))?,
@@ -108,12 +110,37 @@ fn execute(config: &Config) -> Result<(Verdict, Report), Error> {
     };
     let io = Io { signal: Some(signal), ..connect(config, raw.is_some())? };
     let mut machine = Machine::new(config.clone(), io)?;
+    let gdb = gdb.map(|server| start(args, server, &mut machine)).transpose()?;
     let verdict = machine.run();
     let report = machine.report();
     drop(raw);
+    if let Some(session) = gdb {
+        session.finish();
+    }
     // The kernel takes the VM down with the process, faster than piece by piece.
     std::mem::forget(machine);
     Ok((verdict, report))
+}
+
+/// The socket for gdb: before anything else, so that a bad address costs nothing.
+fn listen(args: &RunArgs) -> Result<Option<gdb::Server>, Error> {
+    let Some(address) = &args.gdb else { return Ok(None) };
+    let bound = gdb::Server::bind(address);
+    let doing = format!("listen for gdb on {address}");
+    bound.map(Some).map_err(|source| Error::Host { doing, source })
+}
+
+fn start(
+    args: &RunArgs,
+    server: gdb::Server,
+    machine: &mut Machine,
+) -> Result<gdb::Session, Error> {
+    if !args.quiet {
+        eprintln!("ringfence: gdb: target remote {}", server.address());
+    }
+    let debugger = machine.debugger(args.gdb_wait)?;
+    let doing = "start a thread for gdb".to_owned();
+    server.start(debugger).map_err(|source| Error::Host { doing, source })
 }
 
 /// The host's side of the serial line.
