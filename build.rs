@@ -37,6 +37,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "elf32", flags: &["-m32"], link: "elf.ld", start: &["start32.S"], flat: false },
     Recipe { name: "elf64", flags: &["-m64"], link: "elf.ld", start: &["start64.S"], flat: false },
     Recipe { name: "high64", flags: &["-m64", "-mcmodel=kernel"], link: "high.ld", start: &["start64.S"], flat: false },
+    Recipe { name: "kernel64", flags: &["-m64", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls", "-fno-inline"], link: "kernel.ld", start: &["start64.S"], flat: false },
     Recipe { name: "mb1", flags: &["-m32"], link: "elf.ld", start: &["multiboot1.S", "start32.S"], flat: false },
     Recipe { name: "mb1-flat", flags: &["-m32", "-DADDRESS_FIELDS"], link: "flat.ld", start: &["multiboot1.S", "start32.S"], flat: true },
     Recipe { name: "mb1-64", flags: &["-m64"], link: "elf.ld", start: &["multiboot1.S", "enter64.S", "start64.S"], flat: false },
@@ -123,7 +124,11 @@ fn compile(recipe: &str, sources: &[String], guests: &Path, output: &Path) -> Re
     let mut cc = Command::new("cc");
     cc.args(FLAGS).args(recipe.flags).arg("-I").arg(&lib);
     cc.arg("-T").arg(lib.join(recipe.link));
-    cc.arg(if recipe.flat { "-Wl,--oformat=binary" } else { "-Wl,-s" });
+    cc.args(match recipe {
+        Recipe { flat: true, .. } => Some("-Wl,--oformat=binary"),
+        Recipe { link: "kernel.ld", .. } => None, // it keeps its symbols
+        _ => Some("-Wl,-s"),
+    });
     cc.arg("-o").arg(output);
     cc.args(recipe.start.iter().map(|file| lib.join(file)));
     cc.args(with_library(sources.iter().map(|file| guests.join(file)).collect(), &lib)?);

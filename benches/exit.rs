@@ -1,6 +1,5 @@
 //! What user space does for an exit before it asks a device: decode `kvm_run`, and note the
-//! exit in the flight recorder. The floor reads the exit's reason and the fields of its data
-//! and no more. The difference between the other two is the recorder's price.
+//! exit in the flight recorder. The floor reads three fields of `kvm_run` and no more. The difference between the other two is the recorder's price.
 
 use std::hint::black_box;
 
@@ -54,11 +53,15 @@ fn mmio(is_write: bool) -> Page {
     })
 }
 
-/// What the run loop does with an exit's data: answers a read, looks at a write.
+/// What the run loop does with an exit's data: answers a read, as wide as it is, looks at a write.
 fn serve(exit: Exit<'_>) -> Option<&[u8]> {
     match exit {
         Exit::PioIn { data, .. } | Exit::MmioRead { data, .. } => {
-            data[0] = 0x5A;
+            if let [one] = data {
+                *one = black_box(0x5A);
+            } else {
+                data.copy_from_slice(&black_box(0x5A_u32).to_ne_bytes());
+            }
             Some(data)
         }
         Exit::PioOut { data, .. } | Exit::MmioWrite { data, .. } => {
@@ -71,11 +74,12 @@ fn serve(exit: Exit<'_>) -> Option<&[u8]> {
 
 fn bench(c: &mut Criterion, name: &str, mut page: Page) {
     let mut group = c.benchmark_group(format!("exit/{name}"));
-    group.bench_function("floor: the reason and 24 bytes", |b| {
+    group.bench_function("floor: three fields", |b| {
         b.iter(|| {
             let run = black_box(&mut page).run();
             // SAFETY: every bit pattern is one of the member's integers.
-            (run.exit_reason, unsafe { run.__bindgen_anon_1.mmio })
+            let mmio = unsafe { &run.__bindgen_anon_1.mmio };
+            u64::from(run.exit_reason) + mmio.phys_addr + u64::from(mmio.len)
         });
     });
     group.bench_function("decode", |b| {

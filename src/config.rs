@@ -1,6 +1,8 @@
 //! A machine's description: [`Description`] as it was written (a file, the command line),
 //! [`Config`] resolved and checked. Plain data: no file descriptor, no system call.
 
+mod strict;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use crate::boot::Protocol;
 use crate::irq::Irqchip;
 use crate::mem::PAGE_SIZE;
 use crate::x86::Mode;
+pub use strict::Strict;
 
 /// RAM of a machine that does not say how much it wants.
 pub const DEFAULT_MEMORY: u64 = 128 << 20;
@@ -146,6 +149,8 @@ pub struct Description {
     pub on_halt: Option<OnHalt>,
     /// What happens to a guest that asks for a reset.
     pub on_reset: Option<OnReset>,
+    /// Rules of strict mode: io,mmio,msr,text,null, or all.
+    pub strict: Option<String>,
     /// KVM's device node.
     pub kvm: Option<PathBuf>,
 }
@@ -206,6 +211,7 @@ impl Description {
             timeout,
             on_halt,
             on_reset,
+            strict,
             kvm,
         } = self;
         Self {
@@ -223,6 +229,7 @@ impl Description {
             timeout: timeout.or(below.timeout),
             on_halt: on_halt.or(below.on_halt),
             on_reset: on_reset.or(below.on_reset),
+            strict: strict.or(below.strict),
             kvm: kvm.or(below.kvm),
         }
     }
@@ -274,6 +281,8 @@ pub struct Config {
     pub on_halt: OnHalt,
     /// What happens to a guest that asks for a reset.
     pub on_reset: OnReset,
+    /// Rules of strict mode.
+    pub strict: Strict,
     /// KVM's device node.
     pub kvm: PathBuf,
 }
@@ -300,6 +309,7 @@ impl Config {
             timeout: None,
             on_halt: OnHalt::default(),
             on_reset: OnReset::default(),
+            strict: Strict::default(),
             kvm: "/dev/kvm".into(),
         }
     }
@@ -312,6 +322,9 @@ impl Config {
         }
         if let Some(text) = &described.serial {
             config.serial = text.parse().map_err(value("serial"))?;
+        }
+        if let Some(text) = &described.strict {
+            config.strict = text.parse().map_err(value("strict"))?;
         }
         let limit = described.timeout.as_deref().map(parse_limit).transpose();
         config.timeout = limit.map_err(value("timeout"))?;
@@ -467,6 +480,7 @@ mod tests {
             ("cpus = 2\nirqchip = 'none'", "local APIC"),
             ("timeout = '0s'", "timeout"),
             ("serial = 'tty'", "stdio"),
+            ("strict = 'very'", "io, mmio"),
             ("load-address = 'here'", "address"),
         ] {
             let error = resolve(&format!("image = 'k'\n{text}\n"));

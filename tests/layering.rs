@@ -28,7 +28,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("kvm", &["state", "mem", "irq", "x86"]),
     // 3
     ("vcpu", &["bus", "kvm"]),
-    ("inspect", &["mem", "x86", "kvm"]),
+    ("inspect", &["mem", "x86", "kvm", "vcpu"]),
     // 4
     (
         "machine",
@@ -62,6 +62,7 @@ const FENCES: &[(&str, &[&str], &str)] = &[
         &[
             "cli/terminal.rs",
             "kvm/exit.rs",
+            "kvm/stats.rs",
             "kvm/vcpu.rs",
             "kvm/vm.rs",
             "machine/poll.rs",

@@ -38,6 +38,8 @@ pub(super) struct Segment<'a> {
     pub(super) virt: u64,
     pub(super) phys: u64,
     pub(super) len: u64,
+    /// PF_W.
+    pub(super) writable: bool,
 }
 
 /// A note: owner, type, descriptor.
@@ -159,7 +161,8 @@ fn segment<'a, P: ProgramHeader<Endian = Endian>>(
             )));
         }
     }
-    Ok((len > 0).then_some(Segment { bytes, virt, phys, len }))
+    let writable = program.p_flags(endian).contains(elf::PF_W);
+    Ok((len > 0).then_some(Segment { bytes, virt, phys, len, writable }))
 }
 
 /// Damaged notes are none: only the protocols that ask for a note need it.
@@ -192,7 +195,10 @@ impl<'a> ElfFile<'a> {
     /// Copies the segments into guest memory, each at its load address.
     pub(super) fn put(&self, placer: &mut Placer<'_>) -> Result<(), Error> {
         for segment in &self.segments {
-            placer.put_at("image segment", segment.phys, segment.bytes, segment.len)?;
+            let range = placer.put_at("image segment", segment.phys, segment.bytes, segment.len)?;
+            if !segment.writable {
+                placer.mark_read_only(range);
+            }
         }
         Ok(())
     }

@@ -126,6 +126,8 @@ pub struct Placed {
     pub what: String,
     /// Where.
     pub range: Range,
+    /// Is it part of the image that the image says is not written?
+    pub read_only: bool,
 }
 
 /// An image in guest memory, ready to be entered.

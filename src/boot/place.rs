@@ -82,6 +82,14 @@ impl<'m> Placer<'m> {
         Ok(range)
     }
 
+    /// Marks what was placed at `range` as not to be written by the guest.
+    pub(super) fn mark_read_only(&mut self, range: Range) {
+        let at_range = |placed: &&mut Placed| placed.range == range;
+        if let Some(placed) = self.placed.iter_mut().find(at_range) {
+            placed.read_only = true;
+        }
+    }
+
     /// Finds room for `bytes`, and puts them there.
     pub(super) fn put(
         &mut self,
@@ -140,7 +148,7 @@ impl<'m> Placer<'m> {
             let (other, other_range) = (other.what.clone(), other.range);
             return Err(Error::Overlap { what, range, other, other_range });
         }
-        self.placed.insert(position, Placed { what, range });
+        self.placed.insert(position, Placed { what, range, read_only: false });
         Ok(())
     }
 

@@ -150,6 +150,11 @@ pub(super) struct RunArgs {
     /// What happens on a reset: fail, restart or success [default: fail]
     #[arg(long, value_name = "WHAT", value_parser = on_reset, help_heading = "Verdict")]
     on_reset: Option<OnReset>,
+    /// End the guest (code 85) at the first access to nothing (io: ports, mmio: addresses), MSR
+    /// that the processor does not have (msr), write to a read-only segment of an ELF image
+    /// (text), or use of page zero (null); without a list, at any of them
+    #[arg(long, value_name = "io,mmio,msr,text,null", num_args = 0..=1, require_equals = true, default_missing_value = "all", value_parser = checked(str::parse::<config::Strict>), help_heading = "Verdict")]
+    strict: Option<String>,
     /// What to do without KVM
     #[arg(long, value_name = "WHAT", default_value = "fail", help_heading = "Verdict")]
     pub(super) if_no_kvm: IfNoKvm,
@@ -200,6 +205,7 @@ impl RunArgs {
             timeout: self.timeout.clone(),
             on_halt: self.on_halt,
             on_reset: self.on_reset,
+            strict: self.strict.clone(),
             kvm: self.kvm.clone(),
         }
     }

@@ -20,8 +20,11 @@ pub(super) fn print(plan: &Plan, json: bool) -> io::Result<()> {
     for placed in &plan.loaded.placed {
         writeln!(
             out,
-            "  {:#012x}..{:#012x}  {}",
-            placed.range.start, placed.range.end, placed.what
+            "  {:#012x}..{:#012x}  {}{}",
+            placed.range.start,
+            placed.range.end,
+            placed.what,
+            if placed.read_only { " (read-only)" } else { "" }
         )?;
     }
     writeln!(out, "\ndevices")?;

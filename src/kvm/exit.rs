@@ -176,6 +176,31 @@ impl ExitKind {
         "other",
     ];
 
+    /// Every kind, in the order of their numbers.
+    pub const ALL: [Self; 16] = [
+        Self::PioIn,
+        Self::PioOut,
+        Self::MmioRead,
+        Self::MmioWrite,
+        Self::ReadMsr,
+        Self::WriteMsr,
+        Self::Hypercall,
+        Self::Hlt,
+        Self::Shutdown,
+        Self::FailEntry,
+        Self::InternalError,
+        Self::SystemEvent,
+        Self::Debug,
+        Self::Interrupted,
+        Self::Failed,
+        Self::Other,
+    ];
+
+    /// Is it about a port, an address, an MSR or a hypercall's number?
+    pub fn has_address(self) -> bool {
+        (self as usize) <= Self::Hypercall as usize
+    }
+
     /// Its name in reports.
     pub fn name(self) -> &'static str {
         Self::NAMES[self as usize]
@@ -394,5 +419,8 @@ mod tests {
     fn every_kind_has_a_name() {
         assert_eq!(ExitKind::NAMES[ExitKind::PioIn as usize], "pio_in");
         assert_eq!(ExitKind::NAMES[ExitKind::Other as usize], "other");
+        for (number, kind) in ExitKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, number);
+        }
     }
 }

@@ -6,12 +6,16 @@
 mod capability;
 mod caps;
 mod exit;
+mod slots;
+mod stats;
 mod vcpu;
 mod vm;
 
 pub use capability::{CAPABILITIES, Capability, Offer, offer};
 pub use caps::{Backend, Kvm};
 pub use exit::{Exit, ExitKind, InternalError, decode};
+pub use slots::{Guard, Guarded};
+pub use stats::{Stat, StatKind, StatUnit};
 pub use vcpu::{Debug, HardwareBreakpoint, Inject, RunState, Vcpu, WatchKind};
 pub use vm::{SupportedCpuid, Vm};
 

@@ -13,6 +13,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 
+use super::stats::{Stat, read_stats};
 use super::{Error, Exit, SupportedCpuid, decode};
 use crate::x86::cpuid::Policy;
 use crate::x86::{CpuInit, CpuState, Rflags};
@@ -156,5 +157,10 @@ impl Vcpu {
         let regs = self.fd.get_regs().map_err(Error::ioctl("KVM_GET_REGS"))?;
         let sregs = self.fd.get_sregs().map_err(Error::ioctl("KVM_GET_SREGS"))?;
         Ok(state(&regs, &sregs))
+    }
+
+    /// What KVM counted of it; empty where it does not say.
+    pub fn stats(&self) -> Vec<Stat> {
+        read_stats(&self.fd)
     }
 }

@@ -5,15 +5,18 @@ use std::io;
 
 use kvm_bindings::{
     CpuId, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR,
-    KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN,
-    KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_MSR_EXIT_REASON_INVAL,
+    KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::slots::{Guarded, slots};
+use super::stats::{Stat, read_stats};
 use super::{Error, Kvm, Vcpu};
 use crate::irq::{Gsi, Irqchip};
-use crate::mem::{GuestMemory, GuestMemoryBackend, GuestMemoryRegion, layout};
+use crate::mem::{GuestMemory, layout};
 use crate::x86::cpuid::{Leaf, Policy};
 
 /// The KVM hypercall that can be passed on to user space (KVM_HC_MAP_GPA_RANGE).
@@ -77,10 +80,15 @@ impl SupportedCpuid {
 impl Vm {
     /// Makes a VM with this memory. Slots come before the interrupt controllers: after them
     /// each would wait 4 to 8 ms for readers of the in-kernel I/O bus on some hosts.
-    pub fn new(kvm: &Kvm, memory: &GuestMemory, irqchip: Irqchip) -> Result<Self, Error> {
+    pub fn new(
+        kvm: &Kvm,
+        memory: &GuestMemory,
+        irqchip: Irqchip,
+        guarded: &[Guarded],
+    ) -> Result<Self, Error> {
         let fd = Self::create(kvm)?;
         let vm = Self { fd, memory: memory.clone(), irqchip };
-        vm.map_memory()?;
+        vm.map_memory(guarded)?;
         // VT-x without "unrestricted guest" runs real mode in a virtual-8086 task of KVM's.
         vm.fd
             .set_tss_address(layout::KVM_TSS as usize)
@@ -99,21 +107,31 @@ impl Vm {
         })
     }
 
-    fn map_memory(&self) -> Result<(), Error> {
-        for (slot, region) in self.memory.iter().enumerate() {
-            let slot = kvm_userspace_memory_region {
-                slot: slot as u32,
-                flags: 0,
-                guest_phys_addr: region.start_addr().0,
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
+    fn map_memory(&self, guarded: &[Guarded]) -> Result<(), Error> {
+        for (number, slot) in slots(&self.memory, guarded).iter().enumerate() {
+            let region = kvm_userspace_memory_region {
+                slot: number as u32,
+                flags: if slot.read_only { KVM_MEM_READONLY } else { 0 },
+                guest_phys_addr: slot.start,
+                memory_size: slot.len,
+                userspace_addr: slot.host,
             };
-            // SAFETY: the range is a mapping of ours, and `self.memory` keeps it mapped for as
-            // long as the VM's file descriptor is open; the regions do not overlap.
-            unsafe { self.fd.set_user_memory_region(slot) }
+            // SAFETY: the range is part of a mapping of ours, and `self.memory` keeps it mapped
+            // for as long as the VM's file descriptor is open; the slots do not overlap.
+            unsafe { self.fd.set_user_memory_region(region) }
                 .map_err(Error::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
         }
         Ok(())
+    }
+
+    /// The VM's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// What KVM counted of the VM as a whole; empty where it does not say.
+    pub fn stats(&self) -> Vec<Stat> {
+        read_stats(&self.fd)
     }
 
     /// Asks for the exits that are off by default. A kernel that does not know one keeps

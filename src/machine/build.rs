@@ -8,6 +8,7 @@ use super::input::Pump;
 use super::linux;
 use super::output::HostOutput;
 use super::platform::{self, COM1_GSI, Parts};
+use super::strict;
 use super::{CAPTURE, Output};
 use crate::boot::{self, Loaded, Protocol};
 use crate::bus::Bus;
@@ -53,8 +54,11 @@ pub(super) fn incarnate(
         let cpuid = std::thread::Builder::new().spawn_scoped(scope, ask);
         let (memory, loaded) = load(config, files)?;
         let irqchip = config.irqchip_for(loaded.protocol);
-        let vm = Vm::new(&kvm, &memory, irqchip)?;
-        let loops = vcpus(config, &vm, control, console, pump)?;
+        let (rules, guarded) = strict::rules(config, &loaded)?;
+        let vm = Vm::new(&kvm, &memory, irqchip, &guarded)?;
+        let mut loops = vcpus(config, &vm, control, console, pump)?;
+        let rules = Arc::new(rules);
+        loops.iter_mut().for_each(|it| it.strict = rules.clone());
         let cpuid = match cpuid {
             Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
             Err(_) => ask()?, // limits may leave no thread: then it takes its time here

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::files::Files;
 use super::{Error, Input, Io, Machine, Output};
 use crate::boot::Protocol;
-use crate::config::{Config, ModuleFile, OnHalt, OnReset};
+use crate::config::{Config, ModuleFile, OnHalt, OnReset, Strict};
 use crate::irq::Irqchip;
 use crate::x86::Mode;
 
@@ -104,6 +104,12 @@ impl Builder {
     /// What happens to a guest that asks for a reset.
     pub fn on_reset(mut self, what: OnReset) -> Self {
         self.config.on_reset = what;
+        self
+    }
+
+    /// Rules of strict mode.
+    pub fn strict(mut self, rules: Strict) -> Self {
+        self.config.strict = rules;
         self
     }
 

@@ -16,6 +16,7 @@ mod platform;
 mod poll;
 pub mod report;
 pub mod signals;
+mod strict;
 
 use std::fs::File;
 use std::sync::atomic::AtomicU8;

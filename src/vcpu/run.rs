@@ -117,11 +117,13 @@ impl RunLoop {
     #[cold]
     fn enforce(&mut self, kind: UnclaimedKind) {
         let Some(mut violation) = self.strict.check(kind, self.recorder.last()) else { return };
-        // KVM finishes some instructions before it comes back, and some when it is entered
-        // again; one that moves RIP only now was still the current one.
-        kick_self();
-        let (rip, _) = self.vcpu.run();
-        violation.finished = rip == violation.record.rip;
+        if matches!(kind, UnclaimedKind::PioWrite | UnclaimedKind::MmioWrite) {
+            // KVM finishes some writes before it comes back, and some when it is entered
+            // again: one that moves RIP only now was still the current instruction.
+            kick_self();
+            let (rip, _) = self.vcpu.run();
+            violation.finished = rip == violation.record.rip;
+        }
         self.control.stop(Verdict::died(Death::Strict, violation.to_string()));
         self.violation = Some(violation);
     }
