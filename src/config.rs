@@ -1,12 +1,15 @@
 //! A machine's description: [`Description`] as it was written (a file, the command line),
 //! [`Config`] resolved and checked. Plain data: no file descriptor, no system call.
 
+mod autopsy;
 mod strict;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use autopsy::{AutopsyLevel, SymbolFile};
 
 use crate::boot::Protocol;
 use crate::irq::Irqchip;
@@ -153,6 +156,12 @@ pub struct Description {
     pub strict: Option<String>,
     /// KVM's device node.
     pub kvm: Option<PathBuf>,
+    /// How far an autopsy goes.
+    pub autopsy: Option<AutopsyLevel>,
+    /// Files with symbols: FILE[,OFFSET].
+    pub symbols: Option<Vec<String>>,
+    /// Where a dead guest's memory goes.
+    pub core: Option<PathBuf>,
 }
 
 impl Description {
@@ -180,6 +189,10 @@ impl Description {
         };
         self.image.iter_mut().for_each(place);
         self.initrd.iter_mut().for_each(place);
+        self.core.iter_mut().for_each(place);
+        for file in self.symbols.iter_mut().flatten() {
+            *file = directory.join(&*file).display().to_string();
+        }
         for module in self.modules.iter_mut().flatten() {
             let (path, args) =
                 module.split_once(',').map_or((&**module, None), |(p, a)| (p, Some(a)));
@@ -213,6 +226,9 @@ impl Description {
             on_reset,
             strict,
             kvm,
+            autopsy,
+            symbols,
+            core,
         } = self;
         Self {
             image: image.or(below.image),
@@ -231,6 +247,9 @@ impl Description {
             on_reset: on_reset.or(below.on_reset),
             strict: strict.or(below.strict),
             kvm: kvm.or(below.kvm),
+            autopsy: autopsy.or(below.autopsy),
+            symbols: symbols.or(below.symbols),
+            core: core.or(below.core),
         }
     }
 }
@@ -285,6 +304,12 @@ pub struct Config {
     pub strict: Strict,
     /// KVM's device node.
     pub kvm: PathBuf,
+    /// How far an autopsy goes.
+    pub autopsy: AutopsyLevel,
+    /// Files with symbols, beside the image itself.
+    pub symbols: Vec<SymbolFile>,
+    /// Where a dead guest's memory and registers go, as an ELF core.
+    pub core: Option<PathBuf>,
 }
 
 fn seconds<S: serde::Serializer>(limit: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
@@ -311,6 +336,9 @@ impl Config {
             on_reset: OnReset::default(),
             strict: Strict::default(),
             kvm: "/dev/kvm".into(),
+            autopsy: AutopsyLevel::default(),
+            symbols: Vec::new(),
+            core: None,
         }
     }
 
@@ -342,6 +370,11 @@ impl Config {
         config.on_halt = described.on_halt.unwrap_or_default();
         config.on_reset = described.on_reset.unwrap_or_default();
         config.kvm = described.kvm.unwrap_or(config.kvm);
+        config.autopsy = described.autopsy.unwrap_or_default();
+        for file in described.symbols.iter().flatten() {
+            config.symbols.push(file.parse().map_err(value("symbols"))?);
+        }
+        config.core = described.core;
         config.check()?;
         Ok(config)
     }

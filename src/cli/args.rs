@@ -6,7 +6,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::boot::Protocol;
-use crate::config::{self, Description, OnHalt, OnReset};
+use crate::config::{self, AutopsyLevel, Description, OnHalt, OnReset};
 use crate::control::gdb;
 use crate::irq::Irqchip;
 use crate::x86::Mode;
@@ -172,6 +172,18 @@ pub(super) struct RunArgs {
     /// Wait for gdb before the guest's first instruction
     #[arg(long, requires = "gdb", help_heading = "Debugger")]
     pub(super) gdb_wait: bool,
+    /// What to find out about a guest that died: off, fast (what is left of it) or full (on
+    /// AMD-V run it a second time, because a triple fault leaves no registers there)
+    /// [default: full, with a second run only where the first took less than 2 s]
+    #[arg(long, value_name = "LEVEL", value_parser = autopsy, help_heading = "Autopsy")]
+    autopsy: Option<AutopsyLevel>,
+    /// An ELF file with symbols of the guest's, and what to add to its addresses (repeatable);
+    /// those of the image itself are known
+    #[arg(long, value_name = "FILE[,OFFSET]", value_parser = checked(str::parse::<config::SymbolFile>), help_heading = "Autopsy")]
+    symbols: Vec<String>,
+    /// Write a dead guest's memory and registers to a file that gdb opens
+    #[arg(long, value_name = "FILE", help_heading = "Autopsy")]
+    core: Option<PathBuf>,
 
     /// Print the resolved machine, its memory map and the entry state; run nothing
     #[arg(long, help_heading = "Output")]
@@ -207,6 +219,9 @@ impl RunArgs {
             on_reset: self.on_reset,
             strict: self.strict.clone(),
             kvm: self.kvm.clone(),
+            autopsy: self.autopsy,
+            symbols: (!self.symbols.is_empty()).then(|| self.symbols.clone()),
+            core: self.core.clone(),
         }
     }
 }
@@ -237,6 +252,10 @@ fn mode(text: &str) -> Result<Mode, String> {
 }
 
 fn on_halt(text: &str) -> Result<OnHalt, String> {
+    named(text)
+}
+
+fn autopsy(text: &str) -> Result<AutopsyLevel, String> {
     named(text)
 }
 

@@ -112,11 +112,12 @@ fn execute(args: &RunArgs, config: &Config) -> Result<(Verdict, Report), Error> 
     let mut machine = Machine::new(config.clone(), io)?;
     let gdb = gdb.map(|server| start(args, server, &mut machine)).transpose()?;
     let verdict = machine.run();
-    let report = machine.report();
     drop(raw);
+    machine.autopsy();
     if let Some(session) = gdb {
         session.finish();
     }
+    let report = machine.report();
     // The kernel takes the VM down with the process, faster than piece by piece.
     std::mem::forget(machine);
     Ok((verdict, report))
@@ -201,7 +202,8 @@ fn conclude(args: &RunArgs, verdict: &Verdict, config: Option<&Config>, report: 
     if shows {
         // The guest's last line may be unfinished: a line of our own starts afresh.
         let fresh = needs_newline(config, &report);
-        let _ = writeln!(io::stderr(), "{fresh}ringfence: {verdict}");
+        let page = report.autopsy.as_ref().map_or(String::new(), |it| format!("ringfence: {it}"));
+        let _ = writeln!(io::stderr(), "{fresh}{page}ringfence: {verdict}");
     }
     if let Some(path) = &args.report
         && let Err(e) = write_report(path, &report)

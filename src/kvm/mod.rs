@@ -16,7 +16,7 @@ pub use caps::{Backend, Kvm};
 pub use exit::{Exit, ExitKind, InternalError, decode};
 pub use slots::{Guard, Guarded};
 pub use stats::{Stat, StatKind, StatUnit};
-pub use vcpu::{Debug, HardwareBreakpoint, Inject, RunState, Vcpu, WatchKind};
+pub use vcpu::{Debug, Events, HardwareBreakpoint, Inject, LocalApic, RunState, Vcpu, WatchKind};
 pub use vm::{SupportedCpuid, Vm};
 
 /// What KVM refused.

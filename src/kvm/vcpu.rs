@@ -1,5 +1,6 @@
 //! A vCPU: its entry state, its run, what can be asked of it when it stands still.
 
+mod ask;
 mod convert;
 mod debug;
 mod registers;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_REGS,
-    KVM_SYNC_X86_SREGS, kvm_sync_regs,
+    KVM_SYNC_X86_SREGS, kvm_regs, kvm_sync_regs,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 
@@ -17,6 +18,7 @@ use super::stats::{Stat, read_stats};
 use super::{Error, Exit, SupportedCpuid, decode};
 use crate::x86::cpuid::Policy;
 use crate::x86::{CpuInit, CpuState, Rflags};
+pub use ask::{Events, LocalApic};
 use convert::{regs, sregs, state};
 pub use debug::{Debug, HardwareBreakpoint, Inject, WatchKind};
 
@@ -27,8 +29,9 @@ pub struct Vcpu {
     run_size: usize,
     id: u32,
     local_apic: bool,
-    /// RIP at the exit before the last one.
-    previous_rip: u64,
+    /// The registers at the exit before the last one: on AMD-V all that is left after a
+    /// triple fault.
+    previous: kvm_regs,
 }
 
 /// What a vCPU that stands still was doing.
@@ -52,7 +55,7 @@ impl Vcpu {
     pub(super) fn new(mut fd: VcpuFd, run_size: usize, id: u32, local_apic: bool) -> Self {
         // With every exit the registers lie in kvm_run: no exit has to ask for them.
         fd.set_sync_valid_reg(SyncReg::Register);
-        Self { fd, run_size, id, local_apic, previous_rip: 0 }
+        Self { fd, run_size, id, local_apic, previous: kvm_regs::default() }
     }
 
     /// Its number.
@@ -71,14 +74,14 @@ impl Vcpu {
         let sync = self.fd.sync_regs_mut();
         sync.regs = regs(&cpu.regs, cpu.rflags);
         sync.sregs = sregs(cpu, self.id == 0);
-        self.previous_rip = cpu.regs.rip;
+        self.previous = sync.regs;
         self.fd.get_kvm_run().kvm_dirty_regs = u64::from(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS);
     }
 
     /// Runs the guest until it exits; gives RIP and the exit.
     #[inline]
     pub fn run(&mut self) -> (u64, Exit<'_>) {
-        self.previous_rip = self.rip();
+        self.previous = self.synced().regs;
         let ran = self.fd.run().map(|_| ());
         let rip = self.rip();
         let exit = match ran {
@@ -121,7 +124,7 @@ impl Vcpu {
 
     /// RIP as of the exit before the last one.
     pub fn previous_rip(&self) -> u64 {
-        self.previous_rip
+        self.previous.rip
     }
 
     /// Is this the state of a processor after INIT? On AMD-V KVM puts a vCPU there when it

@@ -3,6 +3,7 @@
 //! Called by the command line, the tests and whoever uses ringfence as a library; knows
 //! everything below, no command line.
 
+mod autopsy;
 mod build;
 mod builder;
 pub mod debug;
@@ -33,6 +34,7 @@ pub use report::Report;
 use crate::boot::{Loaded, Protocol};
 use crate::config::{Config, OnHalt, OnReset};
 use crate::devices::Console;
+use crate::inspect::Autopsy;
 use crate::vcpu::{self, Control, Counts, Parking};
 use crate::verdict::{Death, Success, Verdict};
 use build::{Incarnation, console, incarnate};
@@ -109,6 +111,7 @@ pub struct Machine {
     ended: Option<(Verdict, Duration)>,
     /// What a debugger sees of the memory, if there is one.
     debugged: Option<debug::SharedMemory>,
+    autopsy: Option<Autopsy>,
 }
 
 impl Machine {
@@ -148,6 +151,7 @@ impl Machine {
             restarts: 0,
             ended: None,
             debugged: None,
+            autopsy: None,
         })
     }
 
@@ -230,7 +234,8 @@ impl Machine {
         String::from_utf8_lossy(&self.console.tail()).into_owned()
     }
 
-    /// The record of the run, for machines.
+    /// The record of the run, for machines; with the autopsy, where [`Self::autopsy`] has
+    /// been asked for.
     pub fn report(&self) -> Report {
         let (verdict, wall) =
             self.ended.clone().unwrap_or_else(|| (nothing_ran(), self.began.elapsed()));
@@ -239,6 +244,7 @@ impl Machine {
         report.restarts = self.restarts;
         report.image.protocol = Some(self.loaded.protocol.name().to_owned());
         report.image.description = Some(self.loaded.description.clone());
+        report.autopsy = self.autopsy.clone();
         report.serial = report::SerialReport { bytes: self.console.total(), tail: self.tail() };
         report
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::inspect::Autopsy;
 use crate::vcpu::{Counts, Unclaimed};
 use crate::verdict::Verdict;
 
@@ -48,6 +49,9 @@ pub struct Report {
     pub unclaimed: UnclaimedReport,
     /// The serial line.
     pub serial: SerialReport,
+    /// Why the guest died.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autopsy: Option<Autopsy>,
 }
 
 /// The image of a [`Report`].
@@ -101,6 +105,7 @@ impl Report {
             exits: BTreeMap::new(),
             unclaimed: UnclaimedReport::default(),
             serial: SerialReport::default(),
+            autopsy: None,
         }
     }
 

@@ -66,6 +66,16 @@ bitflags! {
         const UMIP = 1 << 11;
         /// Five levels of page tables in long mode.
         const LA57 = 1 << 12;
+        /// FS and GS base by instruction.
+        const FSGSBASE = 1 << 16;
+        /// Process-context identifiers: CR3's low bits are one.
+        const PCIDE = 1 << 17;
+        /// XSAVE, and with it AVX.
+        const OSXSAVE = 1 << 18;
+        /// Ring 0 must not execute user pages.
+        const SMEP = 1 << 20;
+        /// Ring 0 must not touch user pages unless RFLAGS.AC is set.
+        const SMAP = 1 << 21;
         const _ = !0;
     }
 
@@ -90,16 +100,32 @@ bitflags! {
         const CF = 1 << 0;
         /// Bit 1 is always 1.
         const ONE = 1 << 1;
+        /// Parity.
+        const PF = 1 << 2;
+        /// Auxiliary carry.
+        const AF = 1 << 4;
         /// Zero.
         const ZF = 1 << 6;
+        /// Sign.
+        const SF = 1 << 7;
         /// Single step.
         const TF = 1 << 8;
         /// Interrupts enabled.
         const IF = 1 << 9;
         /// Direction: string operations count down.
         const DF = 1 << 10;
+        /// Overflow.
+        const OF = 1 << 11;
+        /// Nested task.
+        const NT = 1 << 14;
+        /// Resume: no breakpoint on the next instruction.
+        const RF = 1 << 16;
         /// Virtual-8086 mode.
         const VM = 1 << 17;
+        /// Alignment checks; with SMAP, access to user pages.
+        const AC = 1 << 18;
+        /// CPUID is there.
+        const ID = 1 << 21;
         const _ = !0;
     }
 }

@@ -78,8 +78,8 @@ fn table(table: DescriptorTable) -> kvm_dtable {
     kvm_dtable { base: table.base, limit: table.limit, ..Default::default() }
 }
 
-/// What KVM_GET_REGS and KVM_GET_SREGS gave.
-pub(super) fn state(regs: &kvm_regs, sregs: &kvm_sregs) -> CpuState {
+/// The general registers.
+pub(super) fn from_regs(regs: &kvm_regs) -> Regs {
     let &kvm_regs {
         rax,
         rbx,
@@ -98,29 +98,16 @@ pub(super) fn state(regs: &kvm_regs, sregs: &kvm_sregs) -> CpuState {
         r14,
         r15,
         rip,
-        rflags,
+        rflags: _,
     } = regs;
+    Regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip }
+}
+
+/// What KVM_GET_REGS and KVM_GET_SREGS gave.
+pub(super) fn state(regs: &kvm_regs, sregs: &kvm_sregs) -> CpuState {
     CpuState {
-        regs: Regs {
-            rax,
-            rbx,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            rsp,
-            rbp,
-            r8,
-            r9,
-            r10,
-            r11,
-            r12,
-            r13,
-            r14,
-            r15,
-            rip,
-        },
-        rflags: Rflags::from_bits_retain(rflags),
+        regs: from_regs(regs),
+        rflags: Rflags::from_bits_retain(regs.rflags),
         cs: from_segment(&sregs.cs),
         ds: from_segment(&sregs.ds),
         es: from_segment(&sregs.es),

@@ -1,0 +1,129 @@
+//! Who called whom: by the image's unwind tables, by frame pointers, or by what lies on top of
+//! the stack.
+
+use serde::Serialize;
+
+use super::fault::Standing;
+use super::symbols::{Place, Symbols};
+use super::unwind;
+use crate::x86::Mode;
+
+/// Frames that are shown.
+const DEEPEST: usize = 32;
+
+/// How a frame was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Found {
+    /// RIP itself.
+    Rip,
+    /// By an unwind table.
+    UnwindTable,
+    /// By a frame pointer.
+    FramePointer,
+    /// It lies on top of the stack, and follows a call instruction.
+    TopOfStack,
+}
+
+/// One frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Frame {
+    /// RIP, or where it would return to.
+    pub rip: u64,
+    /// The same by its names.
+    pub place: Option<Place>,
+    /// How it was found.
+    pub found: Found,
+}
+
+/// What a frame is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cursor {
+    pub(super) rip: u64,
+    pub(super) rsp: u64,
+    pub(super) rbp: u64,
+}
+
+/// The frames from the innermost out.
+pub(super) fn of(at: &Standing<'_>, symbols: &Symbols<'_>) -> Vec<Frame> {
+    let regs = &at.cpu.regs;
+    let mut cursor = Cursor { rip: regs.rip, rsp: regs.rsp, rbp: regs.rbp };
+    let place = symbols.at(at.code.linear(cursor.rip));
+    let mut frames = vec![Frame { rip: cursor.rip, place, found: Found::Rip }];
+    while frames.len() < DEEPEST {
+        let Some((next, found)) = caller(at, symbols, &cursor, frames.len() == 1) else { break };
+        // A call lies before the address that it returns to, and may end its function.
+        let place = symbols.at(at.code.linear(next.rip.wrapping_sub(1))).map(|place| {
+            let offset = place.offset + 1;
+            Place { offset, ..place }
+        });
+        frames.push(Frame { rip: next.rip, place, found });
+        if next.rsp <= cursor.rsp || next.rip == 0 {
+            break; // the stack grows down: a caller's part lies above
+        }
+        cursor = next;
+    }
+    frames
+}
+
+fn caller(
+    at: &Standing<'_>,
+    symbols: &Symbols<'_>,
+    cursor: &Cursor,
+    innermost: bool,
+) -> Option<(Cursor, Found)> {
+    if innermost && let Some(rip) = fresh_call(at, symbols, cursor) {
+        let rsp = cursor.rsp.wrapping_add(width(at));
+        return Some((Cursor { rip, rsp, ..*cursor }, Found::TopOfStack));
+    }
+    let by_table = unwind::caller(at, symbols, cursor, innermost)
+        .filter(|next| at.code.follows_call(next.rip));
+    if let Some(next) = by_table {
+        return Some((next, Found::UnwindTable));
+    }
+    if let Some(next) = frame_pointer(at, cursor) {
+        return Some((next, Found::FramePointer));
+    }
+    let rip = top_of_stack(at, cursor).filter(|_| innermost)?;
+    let rsp = cursor.rsp.wrapping_add(width(at));
+    Some((Cursor { rip, rsp, ..*cursor }, Found::TopOfStack))
+}
+
+pub(super) fn width(at: &Standing<'_>) -> u64 {
+    match at.cpu.mode() {
+        Mode::Long => 8,
+        Mode::Protected => 4,
+        Mode::Real => 2,
+    }
+}
+
+/// A value on the stack.
+pub(super) fn stack_value(at: &Standing<'_>, pointer: u64) -> Option<u64> {
+    let base = if at.cpu.mode() == Mode::Long { 0 } else { at.cpu.ss.base };
+    at.space.peek_number(base.wrapping_add(pointer), width(at) as usize)
+}
+
+/// The return address on top of the stack, if it looks like one.
+fn top_of_stack(at: &Standing<'_>, cursor: &Cursor) -> Option<u64> {
+    stack_value(at, cursor.rsp).filter(|rip| at.code.follows_call(*rip))
+}
+
+/// A function that has not made its frame yet: RIP is where no code is (a call through a bad
+/// pointer), or at the function's first instruction.
+fn fresh_call(at: &Standing<'_>, symbols: &Symbols<'_>, cursor: &Cursor) -> Option<u64> {
+    let at_start = symbols.at(at.code.linear(cursor.rip)).is_some_and(|place| place.offset == 0);
+    let no_code = at.fetch(cursor.rip, 1).is_err();
+    if at_start || no_code { top_of_stack(at, cursor) } else { None }
+}
+
+fn frame_pointer(at: &Standing<'_>, cursor: &Cursor) -> Option<Cursor> {
+    let width = width(at);
+    // A frame that is not above the stack pointer is none of this stack's.
+    if cursor.rbp == 0 || cursor.rbp < cursor.rsp || !cursor.rbp.is_multiple_of(width) {
+        return None;
+    }
+    let rbp = stack_value(at, cursor.rbp)?;
+    let rip = stack_value(at, cursor.rbp.wrapping_add(width))?;
+    let rsp = cursor.rbp.wrapping_add(2 * width);
+    at.code.follows_call(rip).then_some(Cursor { rip, rsp, rbp })
+}

@@ -1,0 +1,288 @@
+//! Which fault the instruction at RIP raises as the state stands: the same checks in the same
+//! order as the processor makes them (Intel SDM Vol. 3A 6.15, and each instruction's page).
+
+use iced_x86::{
+    CpuidFeature, Instruction, InstructionInfoFactory, MemorySize, Mnemonic, OpAccess, Register,
+    UsedMemory,
+};
+use serde::Serialize;
+
+use super::disasm::{self, Code, LONGEST};
+use super::operands;
+use super::special;
+use super::walk::{Access, AddressSpace, PageFault};
+use crate::x86::{CpuState, Cr0, Cr4, Mode};
+
+/// An exception that an instruction raises.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// Its vector.
+    pub vector: u8,
+    /// The error code, for the vectors that have one.
+    pub error_code: Option<u32>,
+    /// What CR2 holds after a page fault.
+    pub address: Option<u64>,
+    /// What was tried at that address.
+    pub access: Option<Access>,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// #DE
+pub(super) const DIVIDE: u8 = 0;
+/// #UD
+pub(super) const INVALID_OPCODE: u8 = 6;
+/// #NM
+pub(super) const NO_DEVICE: u8 = 7;
+/// #DF
+pub(super) const DOUBLE_FAULT: u8 = 8;
+/// #TS
+pub(super) const INVALID_TSS: u8 = 10;
+/// #NP
+pub(super) const NOT_PRESENT: u8 = 11;
+/// #SS
+pub(super) const STACK: u8 = 12;
+/// #GP
+pub(super) const PROTECTION: u8 = 13;
+/// #PF
+pub(super) const PAGE: u8 = 14;
+
+/// What an exception is called.
+pub fn name(vector: u8) -> String {
+    match vector {
+        0 => "divide error",
+        1 => "debug exception",
+        2 => "non-maskable interrupt",
+        3 => "breakpoint",
+        4 => "overflow",
+        5 => "bound range exceeded",
+        6 => "invalid opcode",
+        7 => "device not available",
+        8 => "double fault",
+        10 => "invalid TSS",
+        11 => "segment not present",
+        12 => "stack fault",
+        13 => "general protection fault",
+        14 => "page fault",
+        16 => "x87 error",
+        17 => "alignment check",
+        18 => "machine check",
+        19 => "SIMD error",
+        _ => return format!("interrupt {vector:#x}"),
+    }
+    .to_owned()
+}
+
+impl Fault {
+    pub(super) fn new(vector: u8, why: impl Into<String>) -> Self {
+        let error_code = matches!(vector, 8 | 10..=14 | 17).then_some(0);
+        Self { vector, error_code, address: None, access: None, why: why.into() }
+    }
+
+    pub(super) fn with_code(vector: u8, code: u32, why: impl Into<String>) -> Self {
+        Self { error_code: Some(code), ..Self::new(vector, why) }
+    }
+
+    /// What and why, without where: "page fault at 0x0 (write, not present)".
+    pub fn words(&self) -> String {
+        let name = name(self.vector);
+        match (self.address, self.access) {
+            (Some(address), Some(access)) => {
+                format!("{name} at {address:#x} ({}, {})", access.words(), self.why)
+            }
+            _ if self.why.is_empty() => name,
+            _ => format!("{name} ({})", self.why),
+        }
+    }
+}
+
+impl From<PageFault> for Fault {
+    fn from(fault: PageFault) -> Self {
+        Self {
+            vector: PAGE,
+            error_code: Some(fault.code),
+            address: Some(fault.address),
+            access: Some(fault.access),
+            why: fault.why,
+        }
+    }
+}
+
+/// A vCPU that stands at an instruction.
+pub(super) struct Standing<'m> {
+    pub(super) space: AddressSpace<'m>,
+    pub(super) cpu: &'m CpuState,
+    pub(super) code: Code<'m>,
+}
+
+impl<'m> Standing<'m> {
+    pub(super) fn new(space: AddressSpace<'m>, cpu: &'m CpuState) -> Self {
+        Self { space, cpu, code: Code::new(space, cpu) }
+    }
+
+    pub(super) fn user(&self) -> bool {
+        self.cpu.ring() == 3
+    }
+
+    pub(super) fn instruction(&self) -> Option<Instruction> {
+        self.code.at(self.cpu.regs.rip)
+    }
+
+    /// The fault that the instruction at RIP raises; `None` where it raises none that can be
+    /// told from the state.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        let rip = self.cpu.regs.rip;
+        if let Err(fault) = self.fetch(rip, 1) {
+            return Some(fault);
+        }
+        let it = self.instruction()?;
+        // An instruction that reaches into a page that is not there faults on that page.
+        let len = if it.is_invalid() { self.readable(rip) + 1 } else { it.len() };
+        if let Err(fault) = self.fetch(rip, len.min(LONGEST) as u64) {
+            return Some(fault);
+        }
+        if it.is_invalid() {
+            let why = format!("bytes {} are no instruction", self.code.hex(rip, 4));
+            return Some(Fault::new(INVALID_OPCODE, why));
+        }
+        self.execute(&it)
+    }
+
+    /// How many bytes from `rip` on can be read, the longest instruction at most.
+    fn readable(&self, rip: u64) -> usize {
+        let mut bytes = [0; LONGEST];
+        self.space.peek(self.code.linear(rip), &mut bytes)
+    }
+
+    /// Fetches `len` bytes at `rip`.
+    pub(super) fn fetch(&self, rip: u64, len: u64) -> Result<(), Fault> {
+        for at in [rip, rip.wrapping_add(len - 1)] {
+            match self.cpu.mode() {
+                Mode::Long if !self.space.is_canonical(at) => {
+                    let why = format!("execution at {at:#x}, which is not canonical");
+                    return Err(Fault::new(PROTECTION, why));
+                }
+                Mode::Long => {}
+                _ if at > u64::from(self.cpu.cs.limit) => {
+                    let limit = self.cpu.cs.limit;
+                    let why =
+                        format!("execution at {at:#x}, beyond the code segment's limit {limit:#x}");
+                    return Err(Fault::new(PROTECTION, why));
+                }
+                _ => {}
+            }
+            self.space.translate(self.code.linear(at), Access::Execute, self.user())?;
+        }
+        Ok(())
+    }
+
+    fn execute(&self, it: &Instruction) -> Option<Fault> {
+        self.unavailable(it)
+            .or_else(|| special::privilege(self, it))
+            .or_else(|| self.memory(it))
+            .or_else(|| special::fault(self, it))
+    }
+
+    /// Instructions that the control registers switch off.
+    fn unavailable(&self, it: &Instruction) -> Option<Fault> {
+        let (cr0, cr4) = (self.cpu.cr0, self.cpu.cr4);
+        let words = disasm::text(it);
+        let off = |why: &str| Some(Fault::new(INVALID_OPCODE, format!("{words}, and {why}")));
+        if matches!(it.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2) {
+            return Some(Fault::new(INVALID_OPCODE, words));
+        }
+        for feature in it.cpuid_features() {
+            match feature {
+                CpuidFeature::FPU
+                    if it.mnemonic() != Mnemonic::Wait && cr0.intersects(Cr0::EM | Cr0::TS) =>
+                {
+                    let why = format!("{words}, and CR0.EM or CR0.TS is set");
+                    return Some(Fault::new(NO_DEVICE, why));
+                }
+                CpuidFeature::AVX | CpuidFeature::AVX2 | CpuidFeature::AVX512F
+                    if !cr4.contains(Cr4::OSXSAVE) =>
+                {
+                    return off("CR4.OSXSAVE is clear");
+                }
+                CpuidFeature::SSE
+                | CpuidFeature::SSE2
+                | CpuidFeature::SSE3
+                | CpuidFeature::SSSE3
+                | CpuidFeature::SSE4_1
+                | CpuidFeature::SSE4_2
+                    if uses_vectors(it) =>
+                {
+                    match () {
+                        () if cr0.contains(Cr0::EM) => return off("CR0.EM is set"),
+                        () if !cr4.contains(Cr4::OSFXSR) => return off("CR4.OSFXSR is clear"),
+                        () if cr0.contains(Cr0::TS) => {
+                            let why = format!("{words}, and CR0.TS is set");
+                            return Some(Fault::new(NO_DEVICE, why));
+                        }
+                        () => {}
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// The memory operands, explicit and implied.
+    fn memory(&self, it: &Instruction) -> Option<Fault> {
+        if matches!(it.mnemonic(), Mnemonic::Lea | Mnemonic::Nop | Mnemonic::Invlpg) {
+            return None;
+        }
+        let mut factory = InstructionInfoFactory::new();
+        let info = factory.info(it);
+        let faults = info.used_memory().iter().filter_map(|used| self.operand(it, used));
+        let faults: Vec<_> = faults.collect();
+        // Of several CR2 tells which it was.
+        let told = |fault: &&Fault| fault.address == Some(self.cpu.cr2);
+        faults.iter().find(told).or(faults.first()).cloned()
+    }
+
+    fn operand(&self, it: &Instruction, used: &UsedMemory) -> Option<Fault> {
+        let access = match used.access() {
+            OpAccess::None | OpAccess::NoMemAccess => return None,
+            OpAccess::Read | OpAccess::CondRead => Access::Read,
+            _ => Access::Write,
+        };
+        if operands::is_rep_done(it, self.cpu) {
+            return None;
+        }
+        let stack = used.segment() == Register::SS;
+        let linear = operands::linear(used, self.cpu)?;
+        let size = match used.memory_size() {
+            MemorySize::Unknown => 1,
+            size => size.size().max(1) as u64,
+        };
+        let vector = if stack { STACK } else { PROTECTION };
+        let last = linear.wrapping_add(size - 1);
+        if self.cpu.mode() == Mode::Long {
+            if !self.space.is_canonical(linear) || !self.space.is_canonical(last) {
+                let what = access.words();
+                return Some(Fault::new(
+                    vector,
+                    format!("{what} at {linear:#x}, which is not canonical"),
+                ));
+            }
+        } else if let Some(why) = operands::beyond_limit(used, self.cpu, size, access) {
+            return Some(Fault::new(vector, why));
+        }
+        if operands::is_misaligned(it, linear, size) {
+            return Some(Fault::new(
+                PROTECTION,
+                format!("{} at {linear:#x}, which is not aligned to 16", disasm::text(it)),
+            ));
+        }
+        [linear, last]
+            .into_iter()
+            .find_map(|at| self.space.translate(at, access, self.user()).err().map(Fault::from))
+    }
+}
+
+/// Does it touch XMM registers (rather than, say, MXCSR or a fence)?
+fn uses_vectors(it: &Instruction) -> bool {
+    (0..it.op_count()).any(|n| it.op_register(n).is_vector_register())
+}

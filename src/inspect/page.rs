@@ -1,0 +1,226 @@
+//! The autopsy as a page for people.
+
+use std::fmt::{self, Display, Formatter, Write as _};
+
+use super::cause::fault_kind;
+use super::delivery::{Attempt, Gate};
+use super::walk::{End, Walk};
+use super::{Autopsy, CpuFindings, Registers};
+use crate::x86::{CpuState, DescriptorTable, Regs, Segment};
+
+impl Display for Autopsy {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.summary)?;
+        for note in &self.notes {
+            writeln!(f, "  note: {note}")?;
+        }
+        self.cpus.iter().try_for_each(|cpu| write!(f, "{cpu}"))
+    }
+}
+
+impl Display for CpuFindings {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let died = if self.died { ", on which it died" } else { "" };
+        match (self.mode, self.ring, self.paging) {
+            (Some(mode), Some(ring), Some(paging)) => writeln!(
+                f,
+                "\nvCPU {}{died}: {} mode, ring {ring}, paging {}",
+                self.id,
+                format!("{mode:?}").to_lowercase(),
+                paging.words()
+            )?,
+            _ => writeln!(f, "\nvCPU {}{died}", self.id)?,
+        }
+        for words in &self.kvm {
+            writeln!(f, "  KVM: {words}")?;
+        }
+        deliveries(f, self)?;
+        match &self.registers {
+            Registers::Whole(state) => {
+                general(f, &state.regs)?;
+                system(f, state)?;
+            }
+            Registers::General { regs, rflags } => {
+                general(f, regs)?;
+                writeln!(f, "    rflags {rflags}")?;
+            }
+        }
+        interrupts(f, self)?;
+        code(f, self)?;
+        backtrace(f, self)?;
+        if !self.walks.is_empty() {
+            writeln!(f, "  page walks")?;
+        }
+        self.walks.iter().try_for_each(|it| walk(f, &it.what, &it.walk))
+    }
+}
+
+fn deliveries(f: &mut Formatter<'_>, cpu: &CpuFindings) -> fmt::Result {
+    let Some(chain) = &cpu.faults else { return Ok(()) };
+    writeln!(f, "  exceptions")?;
+    for attempt in &chain.attempts {
+        writeln!(f, "    {}", fault_kind(&attempt.event))?;
+        if let Some(it) = &attempt.gate {
+            writeln!(f, "      gate {}", gate(it))?;
+        }
+        stack(f, attempt)?;
+        match &attempt.obstacle {
+            Some(words) => writeln!(f, "      -> {words}")?,
+            None => writeln!(f, "      the handler can be entered")?,
+        }
+    }
+    if chain.triple_fault {
+        writeln!(f, "    triple fault")?;
+    }
+    Ok(())
+}
+
+fn stack(f: &mut Formatter<'_>, attempt: &Attempt) -> fmt::Result {
+    let Some(at) = attempt.stack else { return Ok(()) };
+    let from = attempt.stack_from.as_ref().map_or(String::new(), |from| format!(" ({from})"));
+    writeln!(f, "      stack {at:#x}{from}")
+}
+
+fn gate(gate: &Gate) -> String {
+    let Gate { at, selector, offset, kind, present, dpl, ist } = gate;
+    let mut text = format!("at {at:#x}: {selector:#x}:{offset:#x}");
+    if let Some(kind) = kind {
+        let present = if *present { "present" } else { "not present" };
+        let _ = write!(text, ", type {kind:#x}, {present}, dpl {dpl}, ist {ist}");
+    }
+    text
+}
+
+fn general(f: &mut Formatter<'_>, regs: &Regs) -> fmt::Result {
+    let &Regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip } =
+        regs;
+    writeln!(f, "  registers")?;
+    writeln!(f, "    rip {rip:016x}  rsp {rsp:016x}  rbp {rbp:016x}")?;
+    writeln!(f, "    rax {rax:016x}  rbx {rbx:016x}  rcx {rcx:016x}  rdx {rdx:016x}")?;
+    writeln!(f, "    rsi {rsi:016x}  rdi {rdi:016x}  r8  {r8:016x}  r9  {r9:016x}")?;
+    writeln!(f, "    r10 {r10:016x}  r11 {r11:016x}  r12 {r12:016x}  r13 {r13:016x}")?;
+    writeln!(f, "    r14 {r14:016x}  r15 {r15:016x}")
+}
+
+fn system(f: &mut Formatter<'_>, state: &CpuState) -> fmt::Result {
+    writeln!(f, "    rflags {}", state.rflags)?;
+    writeln!(f, "    cr0 {}", state.cr0)?;
+    writeln!(f, "    cr2 {:#x}  cr3 {:#x}  cr8 {:#x}", state.cr2, state.cr3, state.cr8)?;
+    writeln!(f, "    cr4 {}", state.cr4)?;
+    writeln!(f, "    efer {}", state.efer)?;
+    for (name, it) in [
+        ("cs", &state.cs),
+        ("ss", &state.ss),
+        ("ds", &state.ds),
+        ("es", &state.es),
+        ("fs", &state.fs),
+        ("gs", &state.gs),
+        ("tr", &state.tr),
+        ("ldt", &state.ldt),
+    ] {
+        writeln!(f, "    {name:3} {}", segment(it))?;
+    }
+    let table = |it: DescriptorTable| format!("{:#x} limit {:#x}", it.base, it.limit);
+    writeln!(f, "    gdt {}  idt {}", table(state.gdt), table(state.idt))
+}
+
+fn segment(it: &Segment) -> String {
+    let &Segment { selector, base, limit, kind, dpl, code_or_data, present, default_32, long } = it;
+    if !present {
+        return format!("{selector:#06x} (none)");
+    }
+    let what = match (code_or_data, kind & 8 != 0) {
+        (false, _) => "system",
+        (true, true) if long => "64-bit code",
+        (true, true) if default_32 => "32-bit code",
+        (true, true) => "16-bit code",
+        (true, false) => "data",
+    };
+    format!("{selector:#06x} base {base:#x} limit {limit:#x} {what}, type {kind:#x}, dpl {dpl}")
+}
+
+fn interrupts(f: &mut Formatter<'_>, cpu: &CpuFindings) -> fmt::Result {
+    let events = &cpu.events;
+    let mut waiting = Vec::new();
+    waiting.extend(events.exception.map(|vector| format!("exception {vector}")));
+    waiting.extend(events.interrupt.map(|vector| format!("interrupt {vector:#x}")));
+    waiting.extend(events.nmi.then(|| "NMI".to_owned()));
+    if !waiting.is_empty() {
+        writeln!(f, "  being delivered: {}", waiting.join(", "))?;
+    }
+    let Some(apic) = &cpu.local_apic else { return Ok(()) };
+    let list = |vectors: &[u8]| match vectors {
+        [] => "none".to_owned(),
+        _ => vectors.iter().map(|v| format!("{v:#x}")).collect::<Vec<_>>().join(" "),
+    };
+    writeln!(
+        f,
+        "  local APIC {}: pending {}; in service {}; task priority {:#x}",
+        if apic.enabled { "on" } else { "off" },
+        list(&apic.pending),
+        list(&apic.in_service),
+        apic.task_priority
+    )
+}
+
+fn code(f: &mut Formatter<'_>, cpu: &CpuFindings) -> fmt::Result {
+    if cpu.code.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "  code")?;
+    let width = cpu.code.iter().map(|line| line.bytes.len()).max().unwrap_or(0);
+    for line in &cpu.code {
+        let mark = if line.here { "->" } else { "  " };
+        writeln!(f, "    {mark} {:#x}  {:width$}  {}", line.rip, line.bytes, line.text)?;
+    }
+    Ok(())
+}
+
+fn backtrace(f: &mut Formatter<'_>, cpu: &CpuFindings) -> fmt::Result {
+    if cpu.backtrace.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "  backtrace")?;
+    for (n, frame) in cpu.backtrace.iter().enumerate() {
+        write!(f, "    #{n} {:#x}", frame.rip)?;
+        match &frame.place {
+            Some(place) => writeln!(f, " {place}")?,
+            None => writeln!(f)?,
+        }
+    }
+    Ok(())
+}
+
+fn walk(f: &mut Formatter<'_>, what: &str, walk: &Walk) -> fmt::Result {
+    write!(f, "    {what} {:#x}:", walk.linear)?;
+    for level in &walk.levels {
+        let entry = level.entry.map_or("no memory".to_owned(), |entry| format!("{entry:#x}"));
+        write!(f, " {}[{}] {entry}", level.table, level.index)?;
+    }
+    let end = match &walk.end {
+        End::NotPresent => "<- not present".to_owned(),
+        End::Reserved { bit } => format!("<- reserved bit {bit} is set"),
+        End::NoTable => "<- no memory there".to_owned(),
+        End::NotCanonical => "not canonical".to_owned(),
+        End::Page { physical, size, writable, user, executable, memory } => {
+            let right = |is: &bool, letter| if *is { letter } else { '-' };
+            let rights = [right(writable, 'w'), right(executable, 'x'), right(user, 'u')];
+            let rights: String = rights.iter().collect();
+            let memory = if *memory { "" } else { ", no memory there" };
+            let page = match walk.levels.len() {
+                0 => String::new(),
+                _ => format!(", {} page r{rights}", page_size(*size)),
+            };
+            format!("-> {physical:#x}{page}{memory}")
+        }
+    };
+    writeln!(f, " {end}")
+}
+
+fn page_size(bytes: u64) -> String {
+    match bytes {
+        0x1000 => "4K".to_owned(),
+        bytes if bytes < 1 << 30 => format!("{}M", bytes >> 20),
+        bytes => format!("{}G", bytes >> 30),
+    }
+}

@@ -1,0 +1,317 @@
+//! What particular instructions check beside their memory operands: privilege, selectors,
+//! control registers, the targets of jumps, division.
+
+use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+use super::descriptor::{self, Descriptor, Missing};
+use super::disasm;
+use super::fault::{DIVIDE, Fault, NOT_PRESENT, PROTECTION, STACK, Standing};
+use super::operands;
+use crate::x86::{Cr0, Cr4, Efer, Mode, Rflags};
+
+/// Instructions that ring 3 may not run.
+pub(super) fn privilege(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    let ring = at.cpu.ring();
+    (ring > 0 && it.is_privileged()).then(|| {
+        let why = format!("{} in ring {ring}", disasm::text(it));
+        Fault::new(PROTECTION, why)
+    })
+}
+
+pub(super) fn fault(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    match it.mnemonic() {
+        Mnemonic::Int3 => Some(Fault::new(3, disasm::text(it))),
+        Mnemonic::Int1 => Some(Fault::new(1, disasm::text(it))),
+        Mnemonic::Int => Some(Fault::new(it.immediate8(), disasm::text(it))),
+        Mnemonic::Into if at.cpu.rflags.contains(Rflags::OF) => Some(Fault::new(4, "into")),
+        Mnemonic::Div | Mnemonic::Idiv => division(at, it),
+        Mnemonic::Ltr => system_segment(at, it, &[1, 9], "an available TSS"),
+        Mnemonic::Lldt => system_segment(at, it, &[2], "an LDT"),
+        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => interrupt_return(at, it),
+        Mnemonic::Retf => far_return(at, it),
+        Mnemonic::Mov if it.op0_register().is_segment_register() => {
+            let selector = operand(at, it, 1)? as u16;
+            segment_load(at, it.op0_register(), selector)
+        }
+        Mnemonic::Pop if it.op0_register().is_segment_register() => {
+            let selector = at.space.peek_number(at.cpu.linear_rsp(), 2)? as u16;
+            segment_load(at, it.op0_register(), selector)
+        }
+        Mnemonic::Mov if it.op0_register().is_cr() => control_register(at, it),
+        Mnemonic::Rdmsr | Mnemonic::Wrmsr => {
+            let msr = at.cpu.regs.rcx as u32;
+            Some(Fault::new(PROTECTION, format!("{} of MSR {msr:#x}", disasm::text(it))))
+        }
+        _ => far_branch(at, it).or_else(|| target(at, it)),
+    }
+}
+
+/// The value of operand `n`: a register, an immediate, or memory.
+fn operand(at: &Standing<'_>, it: &Instruction, n: u32) -> Option<u64> {
+    match it.op_kind(n) {
+        OpKind::Register => operands::value(it.op_register(n), at.cpu),
+        OpKind::Memory => {
+            let linear = it.virtual_address(n, 0, |register, _, _| {
+                match operands::segment(register, at.cpu) {
+                    Some(_)
+                        if at.cpu.mode() == Mode::Long
+                            && !matches!(register, Register::FS | Register::GS) =>
+                    {
+                        Some(0)
+                    }
+                    Some(segment) => Some(segment.base),
+                    None => operands::value(register, at.cpu),
+                }
+            })?;
+            let linear = if at.cpu.mode() == Mode::Long { linear } else { linear & 0xFFFF_FFFF };
+            at.space.peek_number(linear, it.memory_size().size())
+        }
+        _ => Some(it.immediate(n)),
+    }
+}
+
+/// Near jumps, calls and returns to where no code can be.
+fn target(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    if at.cpu.mode() != Mode::Long {
+        return None;
+    }
+    let target = match it.flow_control() {
+        FlowControl::Return if it.mnemonic() == Mnemonic::Ret => {
+            at.space.peek_number(at.cpu.linear_rsp(), 8)?
+        }
+        FlowControl::IndirectBranch | FlowControl::IndirectCall if it.op_count() == 1 => {
+            operand(at, it, 0)?
+        }
+        _ => return None,
+    };
+    (!at.space.is_canonical(target)).then(|| {
+        let why = format!("{} to {target:#x}, which is not canonical", disasm::text(it));
+        Fault::new(PROTECTION, why)
+    })
+}
+
+fn division(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    let divisor = operand(at, it, 0)?;
+    if divisor == 0 {
+        return Some(Fault::new(DIVIDE, format!("{} by zero", disasm::text(it))));
+    }
+    let size = match it.op_kind(0) {
+        OpKind::Register => it.op0_register().size(),
+        _ => it.memory_size().size(),
+    };
+    let (high, low) = (at.cpu.regs.rdx, at.cpu.regs.rax);
+    // The quotient fits where the high half is less than the divisor.
+    let high = match size {
+        1 => low >> 8 & 0xFF,
+        2 => high & 0xFFFF,
+        4 => high & 0xFFFF_FFFF,
+        _ => high,
+    };
+    (it.mnemonic() == Mnemonic::Div && high >= divisor)
+        .then(|| Fault::new(DIVIDE, format!("{}: the quotient is too large", disasm::text(it))))
+}
+
+/// A descriptor, or the fault that looking it up raises.
+fn find(at: &Standing<'_>, selector: u16, what: &str) -> Result<Descriptor, Fault> {
+    descriptor::lookup(&at.space, at.cpu, selector).map_err(|missing| match missing {
+        Missing::Null => Fault::new(PROTECTION, format!("{what} a null selector")),
+        Missing::Beyond(words) => {
+            let code = u32::from(selector & !3);
+            Fault::with_code(PROTECTION, code, format!("{what} {selector:#x}: {words}"))
+        }
+        Missing::Fault(fault) => fault.into(),
+    })
+}
+
+/// A data segment register is loaded.
+fn segment_load(at: &Standing<'_>, register: Register, selector: u16) -> Option<Fault> {
+    if at.cpu.mode() == Mode::Real {
+        return None;
+    }
+    let stack = register == Register::SS;
+    let null = selector & !3 == 0;
+    // 64-bit mode lets SS be null below ring 3 (Vol. 3A 6.14.2).
+    if null && !(stack && (at.cpu.mode() != Mode::Long || at.cpu.ring() == 3)) {
+        return None;
+    }
+    let what = format!("{register:?} is loaded with").replace("is loaded with", "loaded with");
+    let descriptor = match find(at, selector, &what) {
+        Ok(descriptor) => descriptor,
+        Err(fault) => return Some(fault),
+    };
+    let code = u32::from(selector & !3);
+    let fits = if stack { descriptor.is_writable_data() } else { descriptor.is_readable() };
+    if !fits {
+        let words = descriptor.words();
+        let why = format!("{what} {selector:#x}, which is {words}");
+        return Some(Fault::with_code(PROTECTION, code, why));
+    }
+    let (dpl, ring, rpl) = (descriptor.dpl(), at.cpu.ring(), (selector & 3) as u8);
+    let allowed = match stack {
+        true => dpl == ring && rpl == ring,
+        false => descriptor.is_conforming() || dpl >= ring.max(rpl),
+    };
+    if !allowed {
+        let why = format!("{what} {selector:#x}: its privilege level is {dpl}, in ring {ring}");
+        return Some(Fault::with_code(PROTECTION, code, why));
+    }
+    (!descriptor.present()).then(|| {
+        let vector = if stack { STACK } else { NOT_PRESENT };
+        Fault::with_code(vector, code, format!("{what} {selector:#x}, which is not present"))
+    })
+}
+
+/// A code segment is entered by a far transfer.
+fn code_segment(at: &Standing<'_>, selector: u16, what: &str) -> Option<Fault> {
+    if at.cpu.mode() == Mode::Real {
+        return None;
+    }
+    let descriptor = match find(at, selector, what) {
+        Ok(descriptor) => descriptor,
+        Err(fault) => return Some(fault),
+    };
+    let code = u32::from(selector & !3);
+    // A jump through a call gate or a TSS goes on elsewhere.
+    let goes_on = !descriptor.is_segment() && matches!(descriptor.kind(), 1 | 4 | 5 | 9 | 12);
+    if !descriptor.is_code() && !goes_on {
+        let why = format!("{what} {selector:#x}, which is {}", descriptor.words());
+        return Some(Fault::with_code(PROTECTION, code, why));
+    }
+    if descriptor.is_code()
+        && descriptor.long()
+        && descriptor.default_32()
+        && at.cpu.efer.contains(Efer::LMA)
+    {
+        let why = format!("{what} {selector:#x}, whose L and D bits are both set");
+        return Some(Fault::with_code(PROTECTION, code, why));
+    }
+    (!descriptor.present()).then(|| {
+        let why = format!("{what} {selector:#x}, which is not present");
+        Fault::with_code(NOT_PRESENT, code, why)
+    })
+}
+
+fn far_branch(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    let far = it.is_jmp_far() || it.is_call_far();
+    let indirect = it.is_jmp_far_indirect() || it.is_call_far_indirect();
+    let what =
+        if it.is_jmp_far() || it.is_jmp_far_indirect() { "far jump to" } else { "far call to" };
+    if far {
+        return code_segment(at, it.far_branch_selector(), what);
+    }
+    let size = indirect.then(|| it.memory_size().size())?;
+    let register = |register, _: usize, _: usize| match operands::segment(register, at.cpu) {
+        Some(_) if at.cpu.mode() == Mode::Long => Some(0),
+        Some(segment) => Some(segment.base),
+        None => operands::value(register, at.cpu),
+    };
+    let linear = it.virtual_address(0, 0, register)?;
+    let selector = at.space.peek_number(linear.wrapping_add(size as u64 - 2), 2)?;
+    code_segment(at, selector as u16, what)
+}
+
+fn far_return(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    let width = it.stack_pointer_increment().unsigned_abs() as u64 / 2;
+    let width = if width >= 8 { 8 } else { width.max(2) };
+    let selector = at.space.peek_number(at.cpu.linear_rsp().wrapping_add(width), 2)?;
+    code_segment(at, selector as u16, "far return to")
+}
+
+fn interrupt_return(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    let width = match it.mnemonic() {
+        Mnemonic::Iretq => 8,
+        Mnemonic::Iretd => 4,
+        _ => 2,
+    };
+    let slot = |n: u64| {
+        let linear = at.cpu.linear_rsp().wrapping_add(n * width);
+        at.space.peek_number(linear, width as usize)
+    };
+    if let Some(fault) = code_segment(at, slot(1)? as u16, "iret to") {
+        return Some(fault);
+    }
+    let rip = slot(0)?;
+    if at.cpu.mode() == Mode::Long && !at.space.is_canonical(rip) {
+        return Some(Fault::new(PROTECTION, format!("iret to {rip:#x}, which is not canonical")));
+    }
+    let ring = (slot(1)? & 3) as u8;
+    if width < 8 || ring == 0 {
+        return None;
+    }
+    let stack = slot(4)? as u16;
+    match find(at, stack, "iret to stack segment") {
+        Err(fault) => Some(fault),
+        Ok(found) if !found.is_writable_data() || found.dpl() != ring => {
+            let why = format!("iret to stack segment {stack:#x}, which does not fit ring {ring}");
+            Some(Fault::with_code(PROTECTION, u32::from(stack & !3), why))
+        }
+        Ok(_) => None,
+    }
+}
+
+/// LTR and LLDT.
+fn system_segment(
+    at: &Standing<'_>,
+    it: &Instruction,
+    kinds: &[u8],
+    wanted: &str,
+) -> Option<Fault> {
+    let selector = operand(at, it, 0)? as u16;
+    let what = disasm::text(it);
+    if selector & !3 == 0 && it.mnemonic() == Mnemonic::Lldt {
+        return None;
+    }
+    let descriptor = match find(at, selector, &format!("{what} with")) {
+        Ok(descriptor) => descriptor,
+        Err(fault) => return Some(fault),
+    };
+    let code = u32::from(selector & !3);
+    if descriptor.is_segment() || !kinds.contains(&descriptor.kind()) {
+        let why =
+            format!("{what} with {selector:#x}, which is {}, not {wanted}", descriptor.words());
+        return Some(Fault::with_code(PROTECTION, code, why));
+    }
+    (!descriptor.present()).then(|| {
+        Fault::with_code(
+            NOT_PRESENT,
+            code,
+            format!("{what} with {selector:#x}, which is not present"),
+        )
+    })
+}
+
+/// What MOV to CR0, CR3 and CR4 refuses (Vol. 2B, MOV: control registers).
+fn control_register(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    let value = operand(at, it, 1)?;
+    let words = disasm::text(it);
+    let refused =
+        |why: &str| Some(Fault::new(PROTECTION, format!("{words} with {value:#x}: {why}")));
+    let cpu = at.cpu;
+    match it.op0_register() {
+        Register::CR0 => {
+            let cr0 = Cr0::from_bits_retain(value);
+            let enters_long = cpu.efer.contains(Efer::LME) && !cpu.cr0.contains(Cr0::PG);
+            match () {
+                () if cr0.contains(Cr0::PG) && !cr0.contains(Cr0::PE) => refused("PG without PE"),
+                () if cr0.contains(Cr0::NW) && !cr0.contains(Cr0::CD) => refused("NW without CD"),
+                () if cr0.contains(Cr0::PG) && enters_long && !cpu.cr4.contains(Cr4::PAE) => {
+                    refused("long mode without CR4.PAE")
+                }
+                () if value >> 32 != 0 => refused("bits above 31"),
+                () => None,
+            }
+        }
+        Register::CR3 => at.space.bad_cr3(value).and_then(|why| refused(&why)),
+        Register::CR4 => {
+            let cr4 = Cr4::from_bits_retain(value);
+            match () {
+                () if cpu.efer.contains(Efer::LMA) && !cr4.contains(Cr4::PAE) => {
+                    refused("PAE cannot be cleared in long mode")
+                }
+                () if value >> 32 != 0 => refused("bits above 31"),
+                () => refused("a bit that this processor does not have"),
+            }
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,418 @@
+//! The guest's address space as its processor sees it: the page walk, level by level, and
+//! access to memory through it (Intel SDM Vol. 3A 5.3 to 5.6).
+//!
+//! Reads guest memory only; a lying page table is a finding, never an error of ours.
+
+use serde::Serialize;
+
+use crate::mem::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend};
+use crate::x86::{CpuState, Cr0, Cr4, Efer, Rflags};
+
+const PRESENT: u64 = 1 << 0;
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
+const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+
+/// How linear addresses become physical ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Paging {
+    /// Not at all: they are the same.
+    Off,
+    /// Two levels of 32-bit entries.
+    TwoLevel,
+    /// Three levels of 64-bit entries.
+    Pae,
+    /// Long mode's four levels.
+    FourLevel,
+    /// Long mode's five levels.
+    FiveLevel,
+}
+
+impl Paging {
+    /// Of a vCPU in this state.
+    pub fn of(cpu: &CpuState) -> Self {
+        match () {
+            () if !cpu.cr0.contains(Cr0::PG | Cr0::PE) => Self::Off,
+            () if cpu.efer.contains(Efer::LMA) && cpu.cr4.contains(Cr4::LA57) => Self::FiveLevel,
+            () if cpu.efer.contains(Efer::LMA) => Self::FourLevel,
+            () if cpu.cr4.contains(Cr4::PAE) => Self::Pae,
+            () => Self::TwoLevel,
+        }
+    }
+
+    /// In words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::TwoLevel => "of two levels",
+            Self::Pae => "of three levels (PAE)",
+            Self::FourLevel => "of four levels",
+            Self::FiveLevel => "of five levels",
+        }
+    }
+
+    /// The names of its levels, and the lowest bit of a linear address that each decodes.
+    fn levels(self) -> &'static [(&'static str, u32)] {
+        match self {
+            Self::Off => &[],
+            Self::TwoLevel => &[("PD", 22), ("PT", 12)],
+            Self::Pae => &[("PDPT", 30), ("PD", 21), ("PT", 12)],
+            Self::FourLevel => &[("PML4", 39), ("PDPT", 30), ("PD", 21), ("PT", 12)],
+            Self::FiveLevel => &[("PML5", 48), ("PML4", 39), ("PDPT", 30), ("PD", 21), ("PT", 12)],
+        }
+    }
+}
+
+/// What is done to memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+    /// An instruction fetch.
+    Execute,
+}
+
+impl Access {
+    /// In words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Execute => "instruction fetch",
+        }
+    }
+}
+
+/// One entry on the way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Level {
+    /// PML5, PML4, PDPT, PD or PT.
+    pub table: &'static str,
+    /// Which of the table's entries.
+    pub index: u64,
+    /// Where it lies in guest-physical memory.
+    pub at: u64,
+    /// Its value; `None` where no memory is.
+    pub entry: Option<u64>,
+}
+
+/// Where a walk ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "end", rename_all = "snake_case")]
+pub enum End {
+    /// At a page.
+    Page {
+        /// The guest-physical address.
+        physical: u64,
+        /// Bytes of the page.
+        size: u64,
+        /// Every level allows writes.
+        writable: bool,
+        /// Every level allows ring 3.
+        user: bool,
+        /// No level forbids execution.
+        executable: bool,
+        /// There is memory behind it.
+        memory: bool,
+    },
+    /// At an entry that is not present.
+    NotPresent,
+    /// At an entry with a reserved bit set.
+    Reserved {
+        /// The lowest of them.
+        bit: u32,
+    },
+    /// At a table where no memory is.
+    NoTable,
+    /// Before it began: the address is not canonical.
+    NotCanonical,
+}
+
+/// The way from a linear to a physical address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Walk {
+    /// The linear address.
+    pub linear: u64,
+    /// The entries that were read.
+    pub levels: Vec<Level>,
+    /// Where it ends.
+    #[serde(flatten)]
+    pub end: End,
+}
+
+/// Why an access through page tables faults.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PageFault {
+    /// What CR2 will hold.
+    pub address: u64,
+    /// The error code (Intel SDM Vol. 3A 5.7).
+    pub code: u32,
+    /// What was tried.
+    pub access: Access,
+    /// Why it is refused, in words: "not present", "read-only page", ...
+    pub why: String,
+}
+
+/// A vCPU's linear addresses.
+#[derive(Clone, Copy)]
+pub struct AddressSpace<'m> {
+    memory: &'m GuestMemory,
+    cpu: &'m CpuState,
+    paging: Paging,
+    physical_bits: u32,
+}
+
+impl<'m> AddressSpace<'m> {
+    /// Of a vCPU in this state whose physical addresses have `physical_bits` bits.
+    pub fn new(memory: &'m GuestMemory, cpu: &'m CpuState, physical_bits: u32) -> Self {
+        Self { memory, cpu, paging: Paging::of(cpu), physical_bits }
+    }
+
+    /// How it translates.
+    pub fn paging(&self) -> Paging {
+        self.paging
+    }
+
+    /// Guest-physical memory.
+    pub fn memory(&self) -> &'m GuestMemory {
+        self.memory
+    }
+
+    /// Can an address register hold it in this mode?
+    pub fn is_canonical(&self, linear: u64) -> bool {
+        let sign = match self.paging {
+            Paging::FourLevel => 47,
+            Paging::FiveLevel => 56,
+            _ => return linear <= u64::from(u32::MAX),
+        };
+        let top = linear as i64 >> sign;
+        top == 0 || top == -1
+    }
+
+    /// Walks the page tables for `linear`.
+    pub fn walk(&self, linear: u64) -> Walk {
+        let mut walk = Walk { linear, levels: Vec::new(), end: End::NotCanonical };
+        if !self.is_canonical(linear) {
+            return walk;
+        }
+        let mut table = match self.paging {
+            Paging::TwoLevel => self.cpu.cr3 & 0xFFFF_F000,
+            Paging::Pae => self.cpu.cr3 & 0xFFFF_FFE0,
+            _ => self.cpu.cr3 & ADDRESS,
+        };
+        let mut allowed = WRITABLE | USER;
+        let mut forbidden = 0;
+        let mut size = 1 << 12;
+        for (depth, &(name, shift)) in self.paging.levels().iter().enumerate() {
+            let level = self.level(name, table, linear, shift);
+            let entry = level.entry;
+            walk.levels.push(level);
+            let Some(entry) = entry else {
+                walk.end = End::NoTable;
+                return walk;
+            };
+            if entry & PRESENT == 0 {
+                walk.end = End::NotPresent;
+                return walk;
+            }
+            let large = self.is_large(name, entry);
+            if let Some(bit) = self.reserved(name, entry, large) {
+                walk.end = End::Reserved { bit };
+                return walk;
+            }
+            // PAE's first level has no such bits (Intel SDM Vol. 3A, table 5-8).
+            if !(self.paging == Paging::Pae && depth == 0) {
+                allowed &= entry;
+                forbidden |= entry;
+            }
+            size = 1_u64 << shift;
+            table = self.frame(entry, large, size);
+            if large {
+                break;
+            }
+        }
+        let physical = match self.paging {
+            Paging::Off => linear,
+            _ => table | linear & (size - 1),
+        };
+        walk.end = self.page(physical, size, allowed, forbidden);
+        walk
+    }
+
+    fn page(&self, physical: u64, size: u64, allowed: u64, forbidden: u64) -> End {
+        let no_execute = self.cpu.efer.contains(Efer::NXE) && forbidden & NO_EXECUTE != 0;
+        End::Page {
+            physical,
+            size,
+            writable: allowed & WRITABLE != 0,
+            user: allowed & USER != 0,
+            executable: self.paging == Paging::Off || !no_execute,
+            memory: self.memory.address_in_range(GuestAddress(physical)),
+        }
+    }
+
+    fn level(&self, table: &'static str, base: u64, linear: u64, shift: u32) -> Level {
+        let (width, mask) = match (self.paging, table) {
+            (Paging::TwoLevel, _) => (4, 0x3FF),
+            (Paging::Pae, "PDPT") => (8, 3),
+            _ => (8, 0x1FF),
+        };
+        let index = linear >> shift & mask;
+        let at = base + index * width;
+        let entry = match width {
+            4 => self.memory.read_obj::<u32>(GuestAddress(at)).map(u64::from),
+            _ => self.memory.read_obj(GuestAddress(at)),
+        };
+        Level { table, index, at, entry: entry.ok() }
+    }
+
+    fn is_large(&self, table: &str, entry: u64) -> bool {
+        entry & LARGE != 0
+            && match (self.paging, table) {
+                (Paging::TwoLevel, "PD") => self.cpu.cr4.contains(Cr4::PSE),
+                (Paging::Pae, "PD") | (Paging::FourLevel | Paging::FiveLevel, "PDPT" | "PD") => {
+                    true
+                }
+                _ => false,
+            }
+    }
+
+    /// Where the next table, or the page, lies.
+    fn frame(&self, entry: u64, large: bool, size: u64) -> u64 {
+        match self.paging {
+            // PSE-36: bits 13 to 20 are bits 32 to 39 of the address (Vol. 3A, table 5-4).
+            Paging::TwoLevel if large => (entry & 0xFFC0_0000) | (entry >> 13 & 0xFF) << 32,
+            Paging::TwoLevel => entry & 0xFFFF_F000,
+            _ if large => entry & ADDRESS & !(size - 1),
+            _ => entry & ADDRESS,
+        }
+    }
+
+    /// The lowest reserved bit that is set.
+    fn reserved(&self, table: &str, entry: u64, large: bool) -> Option<u32> {
+        let above = !((1_u64 << self.physical_bits.clamp(32, 52)) - 1);
+        let no_nxe = if self.cpu.efer.contains(Efer::NXE) { 0 } else { NO_EXECUTE };
+        let inside = match (table, large) {
+            ("PDPT", true) => 0x3FFF_E000,
+            ("PD", true) => 0x001F_E000,
+            _ => 0,
+        };
+        let mask = match (self.paging, table) {
+            (Paging::Off, _) => 0,
+            (Paging::TwoLevel, _) => u64::from(large) << 21,
+            (Paging::Pae, "PDPT") => above | 0x1E6,
+            (Paging::Pae, _) => above & !NO_EXECUTE | no_nxe | inside,
+            (_, "PML5" | "PML4") => above & 0x000F_FFFF_FFFF_FFFF | no_nxe | LARGE,
+            _ => above & 0x000F_FFFF_FFFF_FFFF | no_nxe | inside,
+        };
+        let wrong = entry & mask;
+        (wrong != 0).then(|| wrong.trailing_zeros())
+    }
+
+    /// The physical address behind `linear`, or why this access to it by ring 0 (or, with
+    /// `user`, ring 3) faults. A non-canonical address is the caller's to find.
+    pub fn translate(&self, linear: u64, access: Access, user: bool) -> Result<u64, PageFault> {
+        let walk = self.walk(linear);
+        let fault = |present: bool, reserved: bool, why: String| {
+            let fetch = access == Access::Execute
+                && (self.cpu.efer.contains(Efer::NXE) || self.cpu.cr4.contains(Cr4::SMEP));
+            let code = u32::from(present)
+                | u32::from(access == Access::Write) << 1
+                | u32::from(user) << 2
+                | u32::from(reserved) << 3
+                | u32::from(fetch) << 4;
+            Err(PageFault { address: linear, code, access, why })
+        };
+        let last = walk.levels.last().map_or("page", |level| level.table);
+        match walk.end {
+            End::Page { physical, .. } => match self.refusal(&walk.end, access, user) {
+                None => Ok(physical),
+                Some(why) => fault(true, false, why.to_owned()),
+            },
+            End::NotPresent => fault(false, false, "not present".to_owned()),
+            End::Reserved { bit } => {
+                fault(true, true, format!("reserved bit {bit} is set in its {last} entry"))
+            }
+            End::NoTable => fault(false, false, format!("its {last} lies where no memory is")),
+            End::NotCanonical => fault(false, false, "not canonical".to_owned()),
+        }
+    }
+
+    fn refusal(&self, end: &End, access: Access, user: bool) -> Option<&'static str> {
+        let End::Page { writable, user: user_page, executable, .. } = *end else { return None };
+        if self.paging == Paging::Off {
+            return None;
+        }
+        let (cr0, cr4) = (self.cpu.cr0, self.cpu.cr4);
+        match access {
+            _ if user && !user_page => Some("supervisor page"),
+            Access::Execute if !executable => Some("no-execute page"),
+            Access::Execute if !user && user_page && cr4.contains(Cr4::SMEP) => {
+                Some("user page, and SMEP")
+            }
+            Access::Read | Access::Write
+                if !user
+                    && user_page
+                    && cr4.contains(Cr4::SMAP)
+                    && !self.cpu.rflags.contains(Rflags::AC) =>
+            {
+                Some("user page, and SMAP")
+            }
+            Access::Write if !writable && (user || cr0.contains(Cr0::WP)) => Some("read-only page"),
+            _ => None,
+        }
+    }
+
+    /// What there is against `value` for CR3.
+    pub(super) fn bad_cr3(&self, value: u64) -> Option<String> {
+        let above = !((1_u64 << self.physical_bits.clamp(32, 52)) - 1);
+        if matches!(self.paging, Paging::FourLevel | Paging::FiveLevel) {
+            // Bit 63 asks for no flush (with PCIDE), 61 and 62 for linear-address masking.
+            let wrong = value & above & !(7 << 61);
+            return (wrong != 0).then(|| {
+                let bit = wrong.trailing_zeros();
+                format!("bit {bit} lies above its {}-bit physical addresses", self.physical_bits)
+            });
+        }
+        if self.paging != Paging::Pae {
+            return None;
+        }
+        // With PAE the load reads the four top entries, and checks them.
+        (0..4).find_map(|index| {
+            let at = GuestAddress((value & 0xFFFF_FFE0) + index * 8);
+            let entry = self.memory.read_obj::<u64>(at).ok().filter(|it| it & PRESENT != 0)?;
+            let bit = self.reserved("PDPT", entry, false)?;
+            Some(format!("reserved bit {bit} is set in PDPT entry {index}"))
+        })
+    }
+
+    /// Reads as a debugger does, whatever the pages allow; the number of bytes that there
+    /// were from the start.
+    pub fn peek(&self, linear: u64, buffer: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = linear.wrapping_add(done as u64);
+            let End::Page { physical, size, .. } = self.walk(at).end else { break };
+            let in_page = (size - (at & (size - 1))).min((buffer.len() - done) as u64) as usize;
+            let chunk = &mut buffer[done..done + in_page];
+            match self.memory.read(chunk, GuestAddress(physical)) {
+                Ok(0) | Err(_) => break,
+                Ok(n) => done += n,
+            }
+        }
+        done
+    }
+
+    /// A little-endian number of `size` bytes (8 at most).
+    pub fn peek_number(&self, linear: u64, size: usize) -> Option<u64> {
+        let mut bytes = [0; 8];
+        let size = size.min(8);
+        (self.peek(linear, &mut bytes[..size]) == size).then(|| u64::from_le_bytes(bytes))
+    }
+}
