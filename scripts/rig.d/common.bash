@@ -183,11 +183,11 @@ archive() { (cd "$1" && find . | cpio -o -H newc --quiet -R 0:0); }
 # --- this run: its directory, its processes, its end
 
 dir=''
-pids=()	# children to end, in this order
+pids=()	# children to end, in this order; nothing of theirs is worth saving
 cleanup() {
 	trap - EXIT INT TERM HUP
 	local p
-	for p in ${pids[@]+"${pids[@]}"}; do kill "$p" 2>/dev/null || true; done
+	for p in ${pids[@]+"${pids[@]}"}; do kill -9 "$p" 2>/dev/null || true; done
 	for p in ${pids[@]+"${pids[@]}"}; do wait "$p" 2>/dev/null || true; done
 	[ -n "$dir" ] || return 0
 	if [ -n "$console" ] && [ -e "$dir/console" ]; then cp "$dir/console" "$console"; fi
