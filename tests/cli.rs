@@ -193,7 +193,7 @@ fn verbose_and_quiet() {
     let told = run("run -v @hello").expect(0).stderr;
     assert!(told.contains("flat binary, entered in long mode") && told.contains("success"));
     assert!(run("run -vv @exit-7").expect(7).stderr.contains("guest failed with code 7"));
-    run("run @triple-fault").expect(80).one_line("triple fault");
+    run("run @triple-fault --autopsy=off").expect(80).one_line("triple fault");
     run("run -q @triple-fault").expect(80).silent();
     run("run -q --kvm /nonexistent @hello").expect(77).one_line("no usable KVM");
 }
@@ -235,7 +235,8 @@ fn a_report_on_every_kind_of_end() {
         assert_eq!(record["verdict"], verdict, "{line}: {record:#}");
         assert_eq!(record["exit_code"], code, "{line}");
         if matches!(code, 64..) {
-            let told = ended.stderr.trim_end().strip_prefix("ringfence: ").unwrap();
+            let last = ended.stderr.lines().last().unwrap();
+            let told = last.strip_prefix("ringfence: ").unwrap();
             assert_eq!(record["cause"], told, "{line}");
         }
     }
@@ -290,7 +291,8 @@ fn ends_that_the_caller_chose() {
     need_kvm();
     run("run @halt --on-halt success").expect(0).silent();
     run("run @reset-i8042 --on-reset success").expect(0).silent();
-    let line = "run @reset-i8042 --on-reset restart --timeout 4s --report - --serial null";
+    let line =
+        "run @reset-i8042 --on-reset restart --autopsy=off --timeout 4s --report - --serial null";
     let ended = run(line).expect(124).one_line("timed out after 4s");
     assert!(ended.took >= Duration::from_secs(4), "{ended:?}");
     assert!(report(&ended.stdout)["restarts"].as_u64().unwrap() >= 2, "{ended:?}");
@@ -336,7 +338,7 @@ fn readers_that_leave_or_never_read() {
     let dir = Dir::new();
     let fifo = dir.join("fifo");
     let text = format!(
-        "mkfifo {0}; sleep 100 <{0} & head -c 65000 /dev/zero >{0} & {restarts} --timeout 4s >{0}; \
+        "mkfifo {0}; sleep 100 <{0} & head -c 65000 /dev/zero >{0} & {restarts} --autopsy=off --timeout 4s >{0}; \
          code=$?; kill %1; exit $code",
         fifo.display()
     );
@@ -434,7 +436,10 @@ fn standard_files_that_are_closed_or_empty() {
         assert_eq!(ended.out(), "hello from long mode at 0x100000\n", "{text}");
     }
     // A guest that reads finds nothing, and waits.
-    for text in ["$R run @echo --timeout 4s </dev/null", "$R run @echo --timeout 4s <&-"] {
+    for text in [
+        "$R run @echo --autopsy=off --timeout 4s </dev/null",
+        "$R run @echo --autopsy=off --timeout 4s <&-",
+    ] {
         let ended = script(text).expect(124).one_line("timed out");
         assert_eq!(ended.out(), "ready\n", "{text}");
     }
