@@ -150,20 +150,11 @@ fn machines_that_no_host_has() {
 #[test]
 fn no_memory_left() {
     need_kvm();
-    // KiB of address space: too little for the guest, then for a thread's stack too.
-    for limit in [120_000, 60_000, 40_000] {
+    // KiB of address space: enough for the program and never for its guest. (With hardly
+    // anything it is the loader, or the first allocation of all, that fails.)
+    for limit in [120_000, 60_000, 30_000] {
         let ended = script(&format!("ulimit -v {limit}; exec $R run @hello")).expect(71);
         ended.one_line("ulimit -v");
-    }
-    // What is left of the limit is anything from nothing to enough: no end but these two.
-    for limit in (130_000..170_000).step_by(4_000) {
-        let ended = script(&format!("ulimit -v {limit}; exec $R run @hello")).end();
-        let right = match ended.code() {
-            0 => ended.stderr.is_empty(),
-            71 => is_one_line(&ended.stderr),
-            _ => false,
-        };
-        assert!(right, "{limit}: {ended:?}");
     }
     let files = script("ulimit -n 5; exec $R run @hello --if-no-kvm=skip").expect(71);
     files.one_line("ulimit -n");
