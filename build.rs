@@ -37,7 +37,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "elf32", flags: &["-m32"], link: "elf.ld", start: &["start32.S"], flat: false },
     Recipe { name: "elf64", flags: &["-m64"], link: "elf.ld", start: &["start64.S"], flat: false },
     Recipe { name: "high64", flags: &["-m64", "-mcmodel=kernel"], link: "high.ld", start: &["start64.S"], flat: false },
-    Recipe { name: "kernel64", flags: &["-m64", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls", "-fno-inline"], link: "kernel.ld", start: &["start64.S"], flat: false },
+    Recipe { name: "kernel64", flags: &["-m64", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls"], link: "kernel.ld", start: &["start64.S"], flat: false },
     Recipe { name: "mb1", flags: &["-m32"], link: "elf.ld", start: &["multiboot1.S", "start32.S"], flat: false },
     Recipe { name: "mb1-flat", flags: &["-m32", "-DADDRESS_FIELDS"], link: "flat.ld", start: &["multiboot1.S", "start32.S"], flat: true },
     Recipe { name: "mb1-64", flags: &["-m64"], link: "elf.ld", start: &["multiboot1.S", "enter64.S", "start64.S"], flat: false },

@@ -1,5 +1,6 @@
 //! What user space does for an exit before it asks a device: decode `kvm_run`, and note the
-//! exit in the flight recorder. The floor reads three fields of `kvm_run` and no more. The difference between the other two is the recorder's price.
+//! exit in the flight recorder. The floor reads three fields of `kvm_run` and no more. The
+//! difference between the other two is the recorder's price.
 
 use std::hint::black_box;
 

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::boot::Protocol;
 use crate::config::{self, AutopsyLevel, Description, OnHalt, OnReset};
 use crate::control::gdb;
+use crate::inspect::watch::{Filter, Format, TraceStyle};
 use crate::irq::Irqchip;
 use crate::x86::Mode;
 
@@ -92,6 +93,15 @@ pub(super) enum ExitCodes {
     Ringfence,
     /// (code << 1) | 1 for a debug exit, as QEMU's isa-debug-exit; else the table
     Qemu,
+}
+
+/// How a trace is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum TraceFormat {
+    /// Lines for people
+    Text,
+    /// One JSON object a line
+    Json,
 }
 
 #[derive(Debug, Args)]
@@ -185,6 +195,29 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Autopsy")]
     core: Option<PathBuf>,
 
+    /// Write every exit of the guest as a line to a file, or - for standard output: kind, port,
+    /// address or MSR, value, RIP
+    #[arg(long, value_name = "FILE", help_heading = "Explain")]
+    pub(super) trace: Option<PathBuf>,
+    /// Lines for people or for machines [default: json if the file's name ends in .jsonl]
+    #[arg(long, value_name = "HOW", requires = "trace", help_heading = "Explain")]
+    trace_format: Option<TraceFormat>,
+    /// Only exits that one of these fits: KIND, KIND:NUMBER or KIND:FIRST-LAST, separated by
+    /// commas; pio, mmio and msr are both of their kinds. As in pio_out:0x3f8-0x3ff,mmio
+    #[arg(long, value_name = "TERMS", requires = "trace", value_parser = str::parse::<Filter>, help_heading = "Explain")]
+    trace_filter: Option<Filter>,
+    /// With the time of each exit, in seconds from the start (reading it slows exits down)
+    #[arg(long, requires = "trace", help_heading = "Explain")]
+    trace_time: bool,
+    /// At the end, print what the guest's exits went into: by kind, by port, address and MSR, by
+    /// function, and KVM's own counters; with --report it is in the record too
+    #[arg(long, help_heading = "Explain")]
+    pub(super) stats: bool,
+    /// Write where the guest's time goes, for a flame graph: folded stacks, one a line. Sampled a
+    /// thousand times a second; callers are found by frame pointers
+    #[arg(long, value_name = "FILE", help_heading = "Explain")]
+    pub(super) profile: Option<PathBuf>,
+
     /// Print the resolved machine, its memory map and the entry state; run nothing
     #[arg(long, help_heading = "Output")]
     pub(super) dry_run: bool,
@@ -200,6 +233,19 @@ pub(super) struct RunArgs {
 }
 
 impl RunArgs {
+    /// How the trace is written.
+    pub(super) fn trace_style(&self) -> TraceStyle {
+        let is_jsonl = |path: &PathBuf| path.extension().is_some_and(|end| end == "jsonl");
+        let format = match self.trace_format {
+            Some(TraceFormat::Text) => Format::Text,
+            Some(TraceFormat::Json) => Format::Json,
+            None if self.trace.as_ref().is_some_and(is_jsonl) => Format::Json,
+            None => Format::Text,
+        };
+        let filter = self.trace_filter.clone().unwrap_or_default();
+        TraceStyle { format, filter, time: self.trace_time }
+    }
+
     /// What was typed of the machine itself.
     pub(super) fn description(&self) -> Description {
         Description {

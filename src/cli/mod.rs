@@ -6,6 +6,7 @@ mod doctor;
 mod dry_run;
 mod guests;
 mod help;
+mod observe;
 mod run;
 mod terminal;
 

@@ -10,8 +10,8 @@ use clap::Parser;
 use log::LevelFilter;
 
 use super::args::{Cli, Command, ExitCodes, IfNoKvm, RunArgs};
-use super::dry_run;
 use super::terminal::{Escapes, Key, Raw};
+use super::{dry_run, observe};
 use crate::config::{Config, Description, SerialTarget, is_carried};
 use crate::control::gdb;
 use crate::guests;
@@ -108,7 +108,8 @@ fn execute(args: &RunArgs, config: &Config) -> Result<(Verdict, Report), Error> 
         SerialTarget::Stdio => Raw::new().map_err(host("make the terminal raw"))?,
         _ => None,
     };
-    let io = Io { signal: Some(signal), ..connect(config, raw.is_some())? };
+    let observe = observe::observe(args)?;
+    let io = Io { signal: Some(signal), observe, ..connect(config, raw.is_some())? };
     let mut machine = Machine::new(config.clone(), io)?;
     let gdb = gdb.map(|server| start(args, server, &mut machine)).transpose()?;
     let verdict = machine.run();
@@ -118,6 +119,7 @@ fn execute(args: &RunArgs, config: &Config) -> Result<(Verdict, Report), Error> 
         session.finish();
     }
     let report = machine.report();
+    observe::write_profile(args, &machine)?;
     // The kernel takes the VM down with the process, faster than piece by piece.
     std::mem::forget(machine);
     Ok((verdict, report))
@@ -205,6 +207,9 @@ fn conclude(args: &RunArgs, verdict: &Verdict, config: Option<&Config>, report: 
         let page = report.autopsy.as_ref().map_or(String::new(), |it| format!("ringfence: {it}"));
         let _ = writeln!(io::stderr(), "{fresh}{page}ringfence: {verdict}");
     }
+    if let Some(stats) = &report.stats {
+        let _ = write!(io::stderr(), "{stats}"); // a closed standard error has nobody to tell
+    }
     if let Some(path) = &args.report
         && let Err(e) = write_report(path, &report)
     {
@@ -233,12 +238,16 @@ fn needs_newline(config: Option<&Config>, report: &Report) -> &'static str {
     if on_screen && unfinished { "\n" } else { "" }
 }
 
-/// Writes the report whole or not at all: a reader never finds half of one.
 fn write_report(path: &Path, report: &Report) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(report)?;
     text.push(b'\n');
+    write_whole(path, &text)
+}
+
+/// Writes a file whole or not at all: a reader never finds half of one.
+pub(super) fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
     if path == Path::new("-") {
-        return io::stdout().write_all(&text);
+        return io::stdout().write_all(text);
     }
     if path.exists() && !path.is_file() {
         return std::fs::write(path, text); // /dev/stderr, a FIFO: nothing to replace

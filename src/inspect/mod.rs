@@ -20,6 +20,7 @@ pub mod symbols;
 mod tests;
 mod unwind;
 pub mod walk;
+pub mod watch;
 
 use serde::Serialize;
 

@@ -133,7 +133,7 @@ impl InternalError {
 }
 
 /// The kinds of exit, for counting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)] // named after the exits
 #[repr(u8)]
 pub enum ExitKind {

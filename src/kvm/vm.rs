@@ -124,11 +124,6 @@ impl Vm {
         Ok(())
     }
 
-    /// The VM's memory.
-    pub fn memory(&self) -> &GuestMemory {
-        &self.memory
-    }
-
     /// What KVM counted of the VM as a whole; empty where it does not say.
     pub fn stats(&self) -> Vec<Stat> {
         read_stats(&self.fd)

@@ -14,10 +14,11 @@ use crate::boot::{self, Loaded, Protocol};
 use crate::bus::Bus;
 use crate::config::Config;
 use crate::devices::{Console, Hypercalls, Serial};
+use crate::inspect::watch::{Instruments, Kernel};
 use crate::irq::{IrqLine, Irqchip, NotConnected};
 use crate::kvm::{Kvm, SupportedCpuid, Vm};
 use crate::mem::{self, GuestMemory, MemoryMap};
-use crate::vcpu::{Control, HaltWatch, HypercallDevice, Recorder, RunLoop};
+use crate::vcpu::{Control, HaltWatch, HypercallDevice, Recorder, RunLoop, Ticks};
 use crate::x86::cpuid::Policy;
 
 /// What a reset throws away.
@@ -25,7 +26,24 @@ pub(super) struct Incarnation {
     pub(super) loops: Vec<RunLoop>,
     pub(super) memory: GuestMemory,
     /// Keeps the guest's memory mapped while vCPUs run in it.
-    _vm: Vm,
+    pub(super) vm: Vm,
+    /// Where the image is entered.
+    pub(super) entry: u64,
+}
+
+impl Incarnation {
+    /// Lets the vCPUs be watched.
+    pub(super) fn watch(&mut self, instruments: &Instruments) {
+        for it in &mut self.loops {
+            it.observer = instruments.observer(it.vcpu.id(), &self.memory);
+            it.ticks.sampling = instruments.sampling();
+        }
+    }
+
+    /// What KVM counted.
+    pub(super) fn kernel_stats(&self) -> Kernel {
+        Kernel::new(self.vm.stats(), self.loops.iter().map(|it| it.vcpu.stats()).collect())
+    }
 }
 
 pub(super) fn console(output: Output, control: &Arc<Control>) -> Arc<Console> {
@@ -65,7 +83,8 @@ pub(super) fn incarnate(
         };
         let loops = start_state(loops, &cpuid, &loaded, irqchip)?;
         log::info!("{}: {}", config.image.display(), loaded.description);
-        Ok((loaded, Incarnation { loops, memory, _vm: vm }))
+        let entry = loaded.cpu.regs.rip;
+        Ok((loaded, Incarnation { loops, memory, vm, entry }))
     })
 }
 
@@ -148,7 +167,7 @@ fn vcpus(
             halt_watch: halt_watch.clone(),
             recorder: Recorder::default(),
             observer: None,
-            sampling: None,
+            ticks: Ticks::default(),
             strict: Arc::default(),
             violation: None,
         })

@@ -119,6 +119,18 @@ impl Builder {
         self
     }
 
+    /// Has the report tell what the exits went into.
+    pub fn stats(mut self) -> Self {
+        self.io.observe.stats = true;
+        self
+    }
+
+    /// Samples where the guest's time goes, for [`Machine::profile`].
+    pub fn profile(mut self) -> Self {
+        self.io.observe.profile = true;
+        self
+    }
+
     /// Sends console output somewhere else than to [`Machine::serial`].
     pub fn output(mut self, output: Output) -> Self {
         self.io.output = output;

@@ -11,6 +11,7 @@ mod error;
 mod files;
 mod input;
 mod linux;
+mod observe;
 mod output;
 mod plan;
 mod platform;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 pub use builder::Builder;
 pub use error::{Error, chain};
 pub use input::Keystroke;
+pub use observe::{Observe, TraceOutput};
 pub use plan::{Plan, plan};
 pub use platform::DeviceEntry;
 pub use report::Report;
@@ -35,7 +37,8 @@ use crate::boot::{Loaded, Protocol};
 use crate::config::{Config, OnHalt, OnReset};
 use crate::devices::Console;
 use crate::inspect::Autopsy;
-use crate::vcpu::{self, Control, Counts, Parking};
+use crate::inspect::watch::Instruments;
+use crate::vcpu::{self, Control, Counts, Parking, Record};
 use crate::verdict::{Death, Success, Verdict};
 use build::{Incarnation, console, incarnate};
 use files::Files;
@@ -81,6 +84,8 @@ pub struct Io {
     pub input: Input,
     /// Where [`signals::catch`] leaves the signal that ends the machine.
     pub signal: Option<&'static AtomicU8>,
+    /// What of the run is watched.
+    pub observe: Observe,
 }
 
 /// A VM with its image in memory, ready to run.
@@ -104,6 +109,7 @@ pub struct Machine {
     console: Arc<Console>,
     pump: Arc<Pump>,
     incarnation: Incarnation,
+    instruments: Instruments,
     loaded: Loaded,
     began: Instant,
     counts: Counts,
@@ -134,10 +140,12 @@ impl Machine {
         let control = Control::new(deadline, io.signal);
         let console = console(io.output, &control);
         let pump = Pump::new(io.input, control.clone());
-        let (loaded, incarnation) = incarnate(&config, &files, &control, &console, &pump)?;
+        let (loaded, mut incarnation) = incarnate(&config, &files, &control, &console, &pump)?;
         if loaded.protocol == Protocol::Linux {
             control.set_watch(linux::watch(console.clone()));
         }
+        let instruments = io.observe.instruments(&files.image, &loaded, &control);
+        incarnation.watch(&instruments);
         Ok(Self {
             config,
             files,
@@ -145,6 +153,7 @@ impl Machine {
             console,
             pump,
             incarnation,
+            instruments,
             loaded,
             began,
             counts: Counts::default(),
@@ -190,6 +199,7 @@ impl Machine {
         self.restarts += 1;
         let Self { config, files, control, console, pump, .. } = self;
         (_, self.incarnation) = incarnate(config, files, control, console, pump)?;
+        self.incarnation.watch(&self.instruments);
         if let Some(memory) = &self.debugged {
             let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
             *memory = self.incarnation.memory.clone();
@@ -209,7 +219,7 @@ impl Machine {
             {
                 Verdict::Success(Success::Halted)
             }
-            verdict => verdict,
+            verdict => strict::name_instruction(verdict, &self.incarnation, &self.files.image),
         }
     }
 
@@ -230,6 +240,17 @@ impl Machine {
         String::from_utf8_lossy(&self.serial()).into_owned()
     }
 
+    /// The profile, where one was asked for, as folded lines (`vcpu0;outer;inner 42`).
+    pub fn profile(&self) -> Option<String> {
+        self.instruments.folded()
+    }
+
+    /// The last exits of vCPU `id`, at most `most` of them, the oldest first.
+    pub fn last_exits(&self, id: u32, most: usize) -> Vec<Record> {
+        let it = self.incarnation.loops.get(id as usize);
+        it.map_or_else(Vec::new, |it| it.recorder.tail(most))
+    }
+
     fn tail(&self) -> String {
         String::from_utf8_lossy(&self.console.tail()).into_owned()
     }
@@ -245,6 +266,8 @@ impl Machine {
         report.image.protocol = Some(self.loaded.protocol.name().to_owned());
         report.image.description = Some(self.loaded.description.clone());
         report.autopsy = self.autopsy.clone();
+        report.stats =
+            self.instruments.statistics(|| self.incarnation.kernel_stats(), platform::port_name);
         report.serial = report::SerialReport { bytes: self.console.total(), tail: self.tail() };
         report
     }

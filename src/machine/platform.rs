@@ -91,6 +91,12 @@ pub(super) fn populate(bus: &Bus, parts: &Parts) -> Result<(), Overlap> {
     PLATFORM.iter().try_for_each(|row| bus.insert(row.name, row.base, row.len, (row.make)(parts)))
 }
 
+/// The device that claims a port.
+pub(super) fn port_name(port: u64) -> Option<&'static str> {
+    let claims = |row: &&Row| row.bus == "pio" && port.wrapping_sub(row.base) < row.len;
+    PLATFORM.iter().find(claims).map(|row| row.name)
+}
+
 /// A row of the platform as data, for `--dry-run`.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeviceEntry {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::inspect::Autopsy;
+use crate::inspect::watch::Statistics;
 use crate::vcpu::{Counts, Unclaimed};
 use crate::verdict::Verdict;
 
@@ -52,6 +53,9 @@ pub struct Report {
     /// Why the guest died.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub autopsy: Option<Autopsy>,
+    /// What the exits went into, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats: Option<Statistics>,
 }
 
 /// The image of a [`Report`].
@@ -106,6 +110,7 @@ impl Report {
             unclaimed: UnclaimedReport::default(),
             serial: SerialReport::default(),
             autopsy: None,
+            stats: None,
         }
     }
 

@@ -1,10 +1,13 @@
 //! Strict mode's rules made into what the run loop checks and what KVM's memory slots guard.
 
+use super::build::Incarnation;
 use crate::boot::Loaded;
 use crate::config::{self, Config};
+use crate::inspect::watch::{Functions, culprit};
 use crate::kvm::{Guard, Guarded};
 use crate::mem::{PAGE_SIZE, Range};
-use crate::vcpu;
+use crate::vcpu::{self, Record, Violation};
+use crate::verdict::{Death, Verdict};
 use crate::x86::Mode;
 
 const NULL_PAGE: Range = Range { start: 0, end: PAGE_SIZE };
@@ -24,6 +27,25 @@ pub(super) fn rules(
     let guarded = hole.into_iter().chain(read_only).collect();
     let text = text.iter().map(|range| range.start..range.end).collect();
     Ok((vcpu::Strict { io, mmio, msr, text, null }, guarded))
+}
+
+/// The verdict with the address of the instruction that broke a rule, where KVM told only that
+/// of the next one.
+pub(super) fn name_instruction(verdict: Verdict, machine: &Incarnation, image: &[u8]) -> Verdict {
+    let Verdict::Died { cause: Death::Strict, detail } = &verdict else { return verdict };
+    let this = |violation: &&Violation| violation.finished && violation.to_string() == *detail;
+    let mut broken = machine.loops.iter().map(|it| (it, it.violation.as_ref().filter(this)));
+    let Some((it, violation)) = broken.find_map(|(it, broken)| Some((it, broken?))) else {
+        return verdict;
+    };
+    let Ok(state) = it.vcpu.state() else { return verdict };
+    let functions = Functions::of_image(image, machine.entry);
+    let Some(rip) = culprit(violation, &machine.memory, &state, &functions) else {
+        return verdict;
+    };
+    let record = Record { rip, ..violation.record };
+    let named = Violation { record, finished: false, ..violation.clone() };
+    Verdict::died(Death::Strict, named.to_string())
 }
 
 /// Real mode needs the page for its interrupt vectors, and some images are loaded there.

@@ -15,6 +15,33 @@ pub(super) const PERIOD: Duration = Duration::from_millis(50);
 /// one keeps the machine alive.
 const TICKS: u32 = 3;
 
+/// Which of a vCPU's ticks are the watch's, where another wants them more often.
+#[derive(Debug, Default)]
+pub struct Ticks {
+    /// How often the other one wants them.
+    pub sampling: Option<Duration>,
+    seen: u32,
+}
+
+impl Ticks {
+    /// One came: is it the watch's?
+    pub(super) fn is_due(&mut self) -> bool {
+        let Some(sampling) = self.sampling.filter(|it| *it < PERIOD) else { return true };
+        self.seen += 1;
+        let due = PERIOD.as_nanos() <= sampling.as_nanos() * u128::from(self.seen);
+        if due {
+            self.seen = 0;
+        }
+        due
+    }
+
+    /// The time between ticks that serves both; `None` where nobody wants any.
+    pub(super) fn period(&self, halt_watch: bool) -> Option<Duration> {
+        let own = halt_watch.then_some(PERIOD);
+        own.into_iter().chain(self.sampling).min()
+    }
+}
+
 /// For each vCPU: at how many of its ticks in a row it was halted for ever.
 #[derive(Debug)]
 pub struct HaltWatch {
@@ -53,6 +80,16 @@ mod tests {
         assert!(!watch.tick(1, true));
         assert!(!watch.tick(1, true));
         assert!(watch.tick(1, true));
+    }
+
+    #[test]
+    fn frequent_ticks_do_not_hurry_the_watch() {
+        let mut alone = Ticks::default();
+        assert!(alone.is_due() && alone.is_due());
+        assert_eq!((alone.period(true), alone.period(false)), (Some(PERIOD), None));
+        let mut shared = Ticks { sampling: Some(PERIOD / 10), ..Ticks::default() };
+        let due = (1..=30).filter(|_| shared.is_due()).count();
+        assert_eq!((due, shared.period(true)), (3, Some(PERIOD / 10)));
     }
 
     #[test]

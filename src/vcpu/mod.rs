@@ -14,7 +14,7 @@ mod thread;
 
 pub use control::{Control, Watch};
 pub use counts::{Counts, Unclaimed, UnclaimedKind};
-pub use halt::HaltWatch;
+pub use halt::{HaltWatch, Ticks};
 pub use kick::kick_self as interrupt_self;
 pub use park::{News, Parking, Stop, Why};
 pub use recorder::{Observer, Record, Recorder};

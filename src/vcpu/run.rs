@@ -4,11 +4,10 @@
 //! for another device, logs nothing and issues no ioctl but KVM_RUN.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::control::Control;
 use super::counts::{Counts, UnclaimedKind};
-use super::halt::HaltWatch;
+use super::halt::{HaltWatch, Ticks};
 use super::kick::kick_self;
 use super::park::Why;
 use super::recorder::{Observer, Recorder};
@@ -44,8 +43,8 @@ pub struct RunLoop {
     pub recorder: Recorder,
     /// Who watches all of them.
     pub observer: Option<Box<dyn Observer>>,
-    /// How often the observer wants a tick.
-    pub sampling: Option<Duration>,
+    /// How often the halt watch and the observer look.
+    pub ticks: Ticks,
     /// What ends a guest that could go on.
     pub strict: Arc<Strict>,
     /// How strict mode ended the guest.
@@ -138,6 +137,9 @@ impl RunLoop {
         }
         self.control.park(&mut self.vcpu, counts);
         let Some(watch) = &self.halt_watch else { return false };
+        if !self.ticks.is_due() {
+            return false;
+        }
         let halted = matches!(self.vcpu.run_state(), Ok(RunState::HaltedForEver));
         if watch.tick(self.vcpu.id(), halted) {
             let detail = format!("at {:#x} (hlt with interrupts off)", self.vcpu.rip());

@@ -50,7 +50,7 @@ impl Strict {
     }
 
     /// The broken rule, if the access breaks one.
-    pub(super) fn check(&self, kind: UnclaimedKind, record: &Record) -> Option<Violation> {
+    pub fn check(&self, kind: UnclaimedKind, record: &Record) -> Option<Violation> {
         let (rule, place) = self.broken(kind, record.address)?;
         Some(Violation { rule, place, kind, record: *record, finished: false })
     }
@@ -67,7 +67,7 @@ pub struct Violation {
     /// The rule's name on the command line.
     pub rule: &'static str,
     /// What is at the address.
-    place: &'static str,
+    pub place: &'static str,
     /// The access.
     pub kind: UnclaimedKind,
     /// The exit: size, value, RIP.

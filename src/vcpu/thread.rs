@@ -6,7 +6,6 @@ use std::thread;
 
 use super::control::Control;
 use super::counts::Counts;
-use super::halt;
 use super::kick::{Target, Thread, Ticker};
 use super::run::RunLoop;
 use crate::verdict::{Refusal, StopLine, Verdict};
@@ -102,14 +101,14 @@ fn drive(it: &mut RunLoop) -> io::Result<Counts> {
     Ok(it.run())
 }
 
-/// Ticks for the clock (the first vCPU looks at it) and for the halt watch (all do).
+/// Ticks for the clock (the first vCPU looks at it), the halt watch and samples (all do).
 fn ticker(it: &RunLoop) -> io::Result<Option<Ticker>> {
     let left = it.control.time_left().filter(|_| it.vcpu.id() == 0);
-    let (first, period) = match (it.halt_watch.is_some(), left) {
-        (false, None) => return Ok(None),
-        (false, Some(left)) => (left, AGAIN),
-        (true, None) => (halt::PERIOD, halt::PERIOD),
-        (true, Some(left)) => (left.min(halt::PERIOD), halt::PERIOD),
+    let (first, period) = match (it.ticks.period(it.halt_watch.is_some()), left) {
+        (None, None) => return Ok(None),
+        (None, Some(left)) => (left, AGAIN),
+        (Some(period), None) => (period, period),
+        (Some(period), Some(left)) => (left.min(period), period),
     };
     Ticker::start(first, period).map(Some)
 }

@@ -1,0 +1,48 @@
+//! What of a run is watched, as a machine is asked for it.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use super::output::HostOutput;
+use crate::boot::Loaded;
+use crate::inspect::watch::{Functions, Instruments, TraceStyle, Wanted};
+use crate::vcpu::Control;
+
+/// What of a run is watched; nothing unless asked for.
+#[derive(Default)]
+pub struct Observe {
+    /// Every exit as a line.
+    pub trace: Option<TraceOutput>,
+    /// Statistics, for the report.
+    pub stats: bool,
+    /// A profile, for [`super::Machine::profile`].
+    pub profile: bool,
+}
+
+/// Where a trace goes, and how it is written.
+pub struct TraceOutput {
+    /// What it is called, for errors.
+    pub name: String,
+    /// The file, pipe or terminal.
+    pub file: File,
+    /// How it is written.
+    pub style: TraceStyle,
+}
+
+impl Observe {
+    pub(super) fn instruments(
+        self,
+        image: &[u8],
+        loaded: &Loaded,
+        control: &Arc<Control>,
+    ) -> Instruments {
+        let output = |trace: TraceOutput| {
+            let out = HostOutput::new(trace.file, control.clone());
+            (trace.name, Box::new(out) as Box<dyn std::io::Write + Send>, trace.style)
+        };
+        let wanted =
+            Wanted { trace: self.trace.map(output), stats: self.stats, profile: self.profile };
+        let functions = || Functions::of_image(image, loaded.cpu.regs.rip);
+        Instruments::new(wanted, functions, control.clone())
+    }
+}
