@@ -36,6 +36,7 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "flat64", flags: &["-m64", FLAT_BSS], link: "flat.ld", start: &["start64.S"], flat: true },
     Recipe { name: "elf32", flags: &["-m32"], link: "elf.ld", start: &["start32.S"], flat: false },
     Recipe { name: "elf64", flags: &["-m64"], link: "elf.ld", start: &["start64.S"], flat: false },
+    Recipe { name: "debug64", flags: &["-m64", "-g1"], link: "elf.ld", start: &["start64.S"], flat: false },
     Recipe { name: "high64", flags: &["-m64", "-mcmodel=kernel"], link: "high.ld", start: &["start64.S"], flat: false },
     Recipe { name: "kernel64", flags: &["-m64", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls"], link: "kernel.ld", start: &["start64.S"], flat: false },
     Recipe { name: "mb1", flags: &["-m32"], link: "elf.ld", start: &["multiboot1.S", "start32.S"], flat: false },
@@ -124,11 +125,15 @@ fn compile(recipe: &str, sources: &[String], guests: &Path, output: &Path) -> Re
     let mut cc = Command::new("cc");
     cc.args(FLAGS).args(recipe.flags).arg("-I").arg(&lib);
     cc.arg("-T").arg(lib.join(recipe.link));
-    cc.args(match recipe {
-        Recipe { flat: true, .. } => Some("-Wl,--oformat=binary"),
-        Recipe { link: "kernel.ld", .. } => None, // it keeps its symbols
-        _ => Some("-Wl,-s"),
-    });
+    match recipe {
+        Recipe { flat: true, .. } => cc.arg("-Wl,--oformat=binary"),
+        // The same bytes wherever they are built: no path of this machine.
+        Recipe { name: "debug64", .. } => {
+            cc.arg(format!("-ffile-prefix-map={}/=", guests.display()))
+        }
+        Recipe { link: "kernel.ld", .. } => &mut cc, // it keeps its symbols
+        _ => cc.arg("-Wl,-s"),
+    };
     cc.arg("-o").arg(output);
     cc.args(recipe.start.iter().map(|file| lib.join(file)));
     cc.args(with_library(sources.iter().map(|file| guests.join(file)).collect(), &lib)?);

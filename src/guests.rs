@@ -90,10 +90,13 @@ mod tests {
 
     #[test]
     fn images_are_there_and_small() {
-        let total: usize = GUESTS.iter().map(|guest| guest.image.len()).sum();
+        let images: std::collections::HashMap<_, _> =
+            GUESTS.iter().map(|guest| (guest.image.as_ptr(), guest.image.len())).collect();
+        let total: usize = images.values().sum();
         assert!(GUESTS.iter().all(|guest| !guest.image.is_empty()));
-        assert!(GUESTS.iter().all(|guest| guest.image.len() <= 16 << 10));
-        assert!(total <= 400 << 10, "{total} bytes, counting shared images once a row");
+        // Symbols and source lines make the largest.
+        assert!(GUESTS.iter().all(|guest| guest.image.len() <= 32 << 10));
+        assert!(total <= 400 << 10, "{total} bytes");
     }
 
     #[test]

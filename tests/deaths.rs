@@ -1,0 +1,135 @@
+//! Every death of tests/deaths.table through the binary: the first line of its autopsy, the
+//! report's data, and the one line that is left without. One test a row.
+//!
+//! `RINGFENCE_TEST_SET=small`, for the slow VT-x rig, makes no difference: each is short.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Output, Stdio};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use ringfence::guests;
+use ringfence::kvm::Backend;
+use serde_json::Value;
+
+const TABLE: &str = include_str!("deaths.table");
+
+struct Row {
+    name: &'static str,
+    /// The first line, with `*` for any text.
+    line: &'static str,
+}
+
+fn rows() -> Vec<Row> {
+    let lines = TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let row = |line: &'static str| {
+        let (name, line) = line.split_once('|').expect("two columns");
+        Row { name: name.trim(), line: line.trim() }
+    };
+    lines.map(row).collect()
+}
+
+fn main() -> ExitCode {
+    let backend = Backend::detect().name();
+    println!("backend {backend}");
+    let mut trials = vec![
+        Trial::test("the table has fifteen ways to die", || {
+            let rows = rows();
+            assert_eq!(rows.len(), 15);
+            assert!(rows.iter().all(|row| guests::find(row.name).is_some()));
+            Ok(())
+        }),
+        Trial::test("patterns match what they should", || {
+            assert!(matches("a*c*", "abc") && matches("a*c", "ac") && matches("a", "a"));
+            assert!(!matches("a*c", "ab") && !matches("a", "ab") && !matches("b*", "ab"));
+            Ok(())
+        }),
+    ];
+    for row in rows() {
+        let skip = guests::find(row.name).and_then(|guest| guest.skip_on(backend));
+        if let Some(reason) = skip {
+            println!("not run on {backend}: {}: {reason}", row.name);
+        }
+        let trial = Trial::test(row.name, move || check(&row));
+        trials.push(trial.with_ignored_flag(skip.is_some()));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = text.strip_prefix(parts.next().unwrap_or("")) else { return false };
+    let parts: Vec<_> = parts.collect();
+    let Some((last, middle)) = parts.split_last() else { return rest.is_empty() };
+    for part in middle {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
+fn run(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringfence"));
+    command.arg("run").args(args).stdin(Stdio::null());
+    command.output().expect("cannot run ringfence")
+}
+
+fn check(row: &Row) -> Result<(), Failed> {
+    let image = format!("@{}", row.name);
+    let guest = guests::find(row.name).ok_or("no such guest")?;
+    let directory = Scratch::new(row.name);
+    let report = directory.path.join("report.json");
+    let limit: &[&str] =
+        if guest.args.contains(&"--timeout") { &[] } else { &["--timeout", "20s"] };
+    let mut args = vec![image.as_str(), "--autopsy", "full", "--report"];
+    args.push(report.to_str().ok_or("no UTF-8")?);
+    args.extend(limit);
+    let output = run(&args);
+    let told = String::from_utf8_lossy(&output.stderr);
+    let first = told.lines().next().unwrap_or("").strip_prefix("ringfence: ").unwrap_or("");
+    if !matches(row.line, first) {
+        return Err(format!("wanted {}\ngot    {first}\n{told}", row.line).into());
+    }
+    if output.status.code() != Some(guest.verdict.into()) {
+        return Err(format!("{} instead of {}\n{told}", output.status, guest.verdict).into());
+    }
+    check_report(&std::fs::read_to_string(&report)?, first)?;
+    let mut args = vec![image.as_str(), "--autopsy", "off"];
+    args.extend(limit);
+    let lines = String::from_utf8_lossy(&run(&args).stderr).lines().count();
+    if lines == 1 { Ok(()) } else { Err(format!("{lines} lines without an autopsy").into()) }
+}
+
+/// The report is what its schema says, and holds what the page says.
+fn check_report(text: &str, first: &str) -> Result<(), Failed> {
+    let report: Value = serde_json::from_str(text)?;
+    let schema: Value = serde_json::from_str(ringfence::machine::report::SCHEMA)?;
+    let validator = jsonschema::validator_for(&schema)?;
+    if let Some(error) = validator.iter_errors(&report).next() {
+        return Err(format!("{error} at {}", error.instance_path()).into());
+    }
+    let autopsy = &report["autopsy"];
+    if autopsy["summary"] != first || autopsy["cpus"][0]["code"].as_array().is_none() {
+        return Err(format!("the report tells another story: {}", autopsy["summary"]).into());
+    }
+    Ok(())
+}
+
+/// A directory that goes with its value.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let name = format!("ringfence-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).expect("cannot make a directory");
+        Self { path }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
