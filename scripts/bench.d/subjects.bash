@@ -38,7 +38,7 @@ subject() {
 
 # qemu64 and not "host", which asks some KVMs for more than they have.
 choose_subjects() {
-	local ringfence="$target/release/ringfence run --memory 128M --entry protected ${RINGFENCE_BENCH_ARGS:-}"
+	local ringfence="$target/x86_64-unknown-linux-gnu/release/ringfence run --memory 128M --entry protected ${RINGFENCE_BENCH_ARGS:-}"
 	local qemu="qemu-system-x86_64 -M microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on,auto-kernel-cmdline=off
 		-accel kvm -cpu qemu64 -smp 1 -m 128 -nodefaults -no-user-config -display none -no-reboot
 		-serial stdio -device isa-debug-exit,iobase=0xf4,iosize=4"

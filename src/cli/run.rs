@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::Instant;
 
@@ -174,6 +175,9 @@ fn standard_input(raw: bool) -> Result<Input, Error> {
     let file = copy
         .map(File::from)
         .map_err(|source| Error::Host { doing: "use standard input".to_owned(), source })?;
+    if is_null(&file) {
+        return Ok(Input::None); // nothing will come: a thread that waits for it is not needed
+    }
     if !raw {
         return Ok(Input::File { file, keys: None });
     }
@@ -184,6 +188,12 @@ fn standard_input(raw: bool) -> Result<Input, Error> {
         Key::Quit => Keystroke::Stop(Verdict::Signal(libc::SIGINT as u8)),
     };
     Ok(Input::File { file, keys: Some(Box::new(keys)) })
+}
+
+/// Is it /dev/null (Linux, Documentation/admin-guide/devices.txt: major 1, minor 3)?
+fn is_null(file: &File) -> bool {
+    let device = libc::makedev(1, 3);
+    file.metadata().is_ok_and(|m| m.file_type().is_char_device() && m.rdev() == device)
 }
 
 fn if_no_kvm(args: &RunArgs, verdict: Verdict) -> Verdict {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::ask::Question;
 use super::error::Error;
 use super::files::Files;
 use super::input::Pump;
@@ -64,28 +65,20 @@ pub(super) fn incarnate(
     console: &Arc<Console>,
     pump: &Arc<Pump>,
 ) -> Result<(Loaded, Incarnation), Error> {
-    let kvm = Kvm::open(&config.kvm)?;
+    let kvm = Arc::new(Kvm::open(&config.kvm)?);
     kvm.check_cpus(config.cpus)?;
-    std::thread::scope(|scope| {
-        // The slowest question to KVM, asked beside the rest.
-        let ask = || SupportedCpuid::ask(&kvm);
-        let cpuid = std::thread::Builder::new().spawn_scoped(scope, ask);
-        let (memory, loaded) = load(config, files)?;
-        let irqchip = config.irqchip_for(loaded.protocol);
-        let (rules, guarded) = strict::rules(config, &loaded)?;
-        let vm = Vm::new(&kvm, &memory, irqchip, &guarded)?;
-        let mut loops = vcpus(config, &vm, control, console, pump)?;
-        let rules = Arc::new(rules);
-        loops.iter_mut().for_each(|it| it.strict = rules.clone());
-        let cpuid = match cpuid {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
-            Err(_) => ask()?, // limits may leave no thread: then it takes its time here
-        };
-        let loops = start_state(loops, &cpuid, &loaded, irqchip)?;
-        log::info!("{}: {}", config.image.display(), loaded.description);
-        let entry = loaded.cpu.regs.rip;
-        Ok((loaded, Incarnation { loops, memory, vm, entry }))
-    })
+    let cpuid = Question::ask(&kvm);
+    let (memory, loaded) = load(config, files)?;
+    let irqchip = config.irqchip_for(loaded.protocol);
+    let (rules, guarded) = strict::rules(config, &loaded)?;
+    let vm = Vm::new(&kvm, &memory, irqchip, &guarded)?;
+    let mut loops = vcpus(config, &vm, control, console, pump)?;
+    let rules = Arc::new(rules);
+    loops.iter_mut().for_each(|it| it.strict = rules.clone());
+    let loops = start_state(loops, &cpuid.answer()?, &loaded, irqchip)?;
+    log::info!("{}: {}", config.image.display(), loaded.description);
+    let entry = loaded.cpu.regs.rip;
+    Ok((loaded, Incarnation { loops, memory, vm, entry }))
 }
 
 /// Guest memory with the image in it.

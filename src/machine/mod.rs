@@ -3,6 +3,7 @@
 //! Called by the command line, the tests and whoever uses ringfence as a library; knows
 //! everything below, no command line.
 
+mod ask;
 mod autopsy;
 mod build;
 mod builder;
