@@ -1,5 +1,7 @@
 //! Settings of the kernel's that cost start-up time, speed or exactness. Each has its source.
 
+use std::ops::Range;
+
 use super::{Finding, Grade, Host};
 
 /// Linux's own default on x86 (arch/x86/include/asm/kvm_host.h, KVM_HALT_POLL_NS_DEFAULT).
@@ -30,7 +32,7 @@ const SETTINGS: &[Setting] = &[
         file: "/sys/module/kvm/parameters/enable_virt_at_load",
         bad: &["N", "0"],
         cost: "virtualisation is switched on, on every processor, when the first VM is made",
-        advice: "boot with kvm.enable_virt_at_load=1",
+        advice: "unless VirtualBox or the like needs it off, boot with kvm.enable_virt_at_load=1",
     },
     // The same, kvm-intel.ept
     Setting {
@@ -90,15 +92,18 @@ pub(super) fn check(host: &Host) -> Vec<Finding> {
 }
 
 /// For the mitigation of iTLB multihit every VM gets a kernel thread, which joins the
-/// caller's cgroups; that waits for a grace period, some milliseconds since Linux 6.1.
-/// (Linux, Documentation/admin-guide/hw-vuln/multihit.rst; measured and explained in
-/// Firecracker's docs/prod-host-setup.md, "Linux 6.1 boot time regressions".)
+/// caller's cgroups; that waits for a grace period, some milliseconds, from Linux 6.1 until
+/// 6.13 made it a task that is born in them.
+/// (Linux, Documentation/admin-guide/hw-vuln/multihit.rst, and vhost_task_create in
+/// arch/x86/kvm/mmu/mmu.c; Firecracker, docs/prod-host-setup.md, "Linux 6.1 boot time
+/// regressions".)
 fn huge_page_recovery(host: &Host) -> Option<Finding> {
     const FILE: &str = "/sys/module/kvm/parameters/nx_huge_pages";
+    const COSTLY: Range<(u32, u32)> = (6, 1)..(6, 13);
     let is_hardware =
         ["kvm_intel", "kvm_amd"].iter().any(|m| host.exists(&format!("/sys/module/{m}")));
     let value = host.text(FILE)?;
-    if !is_hardware || value == "never" || host.kernel() < (6, 1) || waits_little(host) {
+    if !is_hardware || value == "never" || !COSTLY.contains(&host.kernel()) || waits_little(host) {
         return None;
     }
     let affected = host.text("/sys/devices/system/cpu/vulnerabilities/itlb_multihit");

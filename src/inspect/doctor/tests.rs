@@ -229,11 +229,13 @@ fn the_thread_of_every_vm() {
     advises(&[SETTING, affected], "remount,favordynmods");
     advises(&[SETTING, safe, old], "remount,favordynmods");
     let mounted = ("proc/self/mounts", "cgroup2 /sys/fs/cgroup cgroup2 rw,favordynmods 0 0\n");
+    let newer = ("proc/sys/kernel/osrelease", "6.13.0");
     let older = ("proc/sys/kernel/osrelease", "5.10.0-28-amd64");
     for quiet in [
         &[("sys/module/kvm/parameters/nx_huge_pages", "never")][..],
         &[SETTING, safe, mounted],
         &[SETTING, older],
+        &[SETTING, newer],
     ] {
         let found = look(&with(quiet).host());
         assert!(found.findings.iter().all(|finding| finding.topic != topic), "{quiet:?}");
