@@ -4,7 +4,7 @@
  */
 #include "guest.h"
 
-enum { CYCLES = 400000000 }; /* 0.1 to 0.2 s */
+enum { CYCLES = 800000000 }; /* about 0.3 s */
 
 static uint64_t tsc(void)
 {

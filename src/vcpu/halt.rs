@@ -7,8 +7,13 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::kick::Ticker;
+
 /// How often each vCPU looks.
 pub(super) const PERIOD: Duration = Duration::from_millis(50);
+
+/// How long to wait before the next look at a clock that the first look found early.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// Ticks in a row, on every vCPU, after which the machine counts as dead. One vCPU that runs
 /// sets all of them back, so a processor that is about to send an INIT or an NMI to a halted
@@ -16,11 +21,13 @@ pub(super) const PERIOD: Duration = Duration::from_millis(50);
 const TICKS: u32 = 3;
 
 /// Which of a vCPU's ticks are the watch's, where another wants them more often.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Ticks {
     /// How often the other one wants them.
     pub sampling: Option<Duration>,
     seen: u32,
+    /// What makes them.
+    pub(super) ticker: Option<Ticker>,
 }
 
 impl Ticks {
@@ -35,10 +42,29 @@ impl Ticks {
         due
     }
 
-    /// The time between ticks that serves both; `None` where nobody wants any.
-    pub(super) fn period(&self, halt_watch: bool) -> Option<Duration> {
-        let own = halt_watch.then_some(PERIOD);
-        own.into_iter().chain(self.sampling).min()
+    /// The time to the first tick, and between all others (zero: each is asked for); `None`
+    /// where nobody wants any. With `deadline` the first comes no later than that.
+    pub(super) fn times(
+        &self,
+        halt_watch: bool,
+        deadline: Option<Duration>,
+    ) -> Option<(Duration, Duration)> {
+        let (first, period) = match (self.sampling, halt_watch, deadline) {
+            (Some(sampling), ..) => (sampling, Duration::ZERO),
+            (None, true, _) => (PERIOD, PERIOD),
+            (None, false, deadline) => (deadline?, AGAIN),
+        };
+        Some((deadline.map_or(first, |deadline| deadline.min(first)), period))
+    }
+
+    /// Asks for the next sample: only when one is taken, so that the guest gets on between two
+    /// of them, however slow the machine.
+    pub(super) fn next_sample(&self) {
+        if let (Some(ticker), Some(sampling)) = (&self.ticker, self.sampling)
+            && let Err(e) = ticker.set(sampling, Duration::ZERO)
+        {
+            log::warn!("no more samples: {e}");
+        }
     }
 }
 
@@ -86,10 +112,21 @@ mod tests {
     fn frequent_ticks_do_not_hurry_the_watch() {
         let mut alone = Ticks::default();
         assert!(alone.is_due() && alone.is_due());
-        assert_eq!((alone.period(true), alone.period(false)), (Some(PERIOD), None));
         let mut shared = Ticks { sampling: Some(PERIOD / 10), ..Ticks::default() };
-        let due = (1..=30).filter(|_| shared.is_due()).count();
-        assert_eq!((due, shared.period(true)), (3, Some(PERIOD / 10)));
+        assert_eq!((1..=30).filter(|_| shared.is_due()).count(), 3);
+    }
+
+    #[test]
+    fn one_timer_serves_all() {
+        let (soon, late) = (Duration::from_micros(5), Duration::from_secs(5));
+        let none = Ticks::default();
+        assert_eq!(none.times(false, None), None);
+        assert_eq!(none.times(false, Some(late)), Some((late, AGAIN)));
+        assert_eq!(none.times(true, Some(late)), Some((PERIOD, PERIOD)));
+        assert_eq!(none.times(true, Some(soon)), Some((soon, PERIOD)));
+        let samples = Ticks { sampling: Some(PERIOD / 10), ..Ticks::default() };
+        assert_eq!(samples.times(true, Some(late)), Some((PERIOD / 10, Duration::ZERO)));
+        assert_eq!(samples.times(false, Some(soon)), Some((soon, Duration::ZERO)));
     }
 
     #[test]

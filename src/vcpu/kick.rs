@@ -82,10 +82,14 @@ impl Thread {
     }
 }
 
-/// A timer that kicks the calling thread: first after `first`, then every `period`.
+/// A timer that kicks the thread that started it.
 pub(super) struct Ticker(libc::timer_t);
 
+// SAFETY: a timer belongs to the process: any thread may set and delete it (timer_create(2)).
+unsafe impl Send for Ticker {}
+
 impl Ticker {
+    /// Kicks first after `first`, then every `period`; never again where that is zero.
     pub(super) fn start(first: Duration, period: Duration) -> io::Result<Self> {
         // SAFETY: all zero is a valid sigevent.
         let mut event: libc::sigevent = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -99,14 +103,20 @@ impl Ticker {
             return Err(io::Error::last_os_error());
         }
         let ticker = Self(timer);
+        ticker.set(first, period)?;
+        Ok(ticker)
+    }
+
+    /// Starts again from now.
+    pub(super) fn set(&self, first: Duration, period: Duration) -> io::Result<()> {
         // A first time of zero would disarm it.
         let first = first.max(Duration::from_nanos(1));
         let times = libc::itimerspec { it_value: spec(first), it_interval: spec(period) };
         // SAFETY: the timer exists, `times` outlives the call, the old times are not asked for.
-        if unsafe { libc::timer_settime(timer, 0, &times, ptr::null_mut()) } != 0 {
-            return Err(io::Error::last_os_error());
+        match unsafe { libc::timer_settime(self.0, 0, &times, ptr::null_mut()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
-        Ok(ticker)
     }
 }
 

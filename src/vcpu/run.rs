@@ -86,6 +86,7 @@ impl RunLoop {
                     goes_on = !self.interrupted(&counts);
                     if goes_on {
                         observer.tick(&self.vcpu);
+                        self.ticks.next_sample();
                     }
                     None
                 }

@@ -10,9 +10,6 @@ use super::kick::{Target, Thread, Ticker};
 use super::run::RunLoop;
 use crate::verdict::{Refusal, StopLine, Verdict};
 
-/// How long to wait before the next look at a clock that the first look found early.
-const AGAIN: std::time::Duration = std::time::Duration::from_millis(10);
-
 /// Runs all vCPUs until the machine ends; gives them back as they stand, with what they
 /// counted together. The first runs on the calling thread: a thread costs start-up time, and
 /// a machine with one vCPU needs none.
@@ -93,24 +90,18 @@ fn drive(it: &mut RunLoop) -> io::Result<Counts> {
     let (id, thread) = (it.vcpu.id(), Thread::current());
     control.enter(id, thread);
     let _entered = Entered { control: &control, id, thread };
-    let _ticker = ticker(it)?;
+    it.ticks.ticker = ticker(it)?;
     // What was asked before this thread could be kicked is seen here.
-    if control.should_stop() {
-        return Ok(Counts::default());
-    }
-    Ok(it.run())
+    let counts = if control.should_stop() { Counts::default() } else { it.run() };
+    it.ticks.ticker = None;
+    Ok(counts)
 }
 
 /// Ticks for the clock (the first vCPU looks at it), the halt watch and samples (all do).
 fn ticker(it: &RunLoop) -> io::Result<Option<Ticker>> {
     let left = it.control.time_left().filter(|_| it.vcpu.id() == 0);
-    let (first, period) = match (it.ticks.period(it.halt_watch.is_some()), left) {
-        (None, None) => return Ok(None),
-        (None, Some(left)) => (left, AGAIN),
-        (Some(period), None) => (period, period),
-        (Some(period), Some(left)) => (left.min(period), period),
-    };
-    Ticker::start(first, period).map(Some)
+    let times = it.ticks.times(it.halt_watch.is_some(), left);
+    times.map(|(first, period)| Ticker::start(first, period)).transpose()
 }
 
 fn refused(e: &io::Error) -> Verdict {

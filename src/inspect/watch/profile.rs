@@ -84,7 +84,8 @@ fn stack(functions: &Functions, memory: &GuestMemory, cpu: &CpuState) -> Stack {
         let at = base.wrapping_add(frame);
         let caller = read(memory, cpu, at.wrapping_add(word), word);
         let (Some(caller), Some(next)) = (caller, read(memory, cpu, at, word)) else { break };
-        if caller == 0 {
+        // Code without frame pointers keeps anything in the register.
+        if !is_memory(memory, cpu, caller.wrapping_sub(1)) {
             break;
         }
         // The instruction before is the call: after one that never returns another function
@@ -119,6 +120,12 @@ fn caller_without_frame(
     }
     let caller = read(memory, cpu, cpu.linear_rsp(), word)?;
     functions.name_of(caller.wrapping_sub(1)).map(|_| caller)
+}
+
+/// Is there memory behind a linear address?
+fn is_memory(memory: &GuestMemory, cpu: &CpuState, linear: u64) -> bool {
+    let address = translate(memory, cpu, linear).map(GuestAddress);
+    address.is_some_and(|address| memory.read_obj::<u8>(address).is_ok())
 }
 
 /// A word of the guest's stack.
@@ -160,6 +167,7 @@ mod tests {
         let memory = mem::create(2 << 20).unwrap();
         let mut tables = PageTables::new(&memory, GuestAddress(0x8_0000), 8);
         tables.map(0x7FFF_0000, 0x1_0000, 4096).unwrap();
+        tables.map(0x1000, 0x1000, 0x3000).unwrap();
         let words: [(u64, u64); 4] =
             [(0x100, 0x7FFF_0200), (0x108, 0x2050), (0x200, 0), (0x208, 0x1010)];
         for (at, value) in words {
@@ -191,6 +199,14 @@ mod tests {
         memory.write_obj([0_u32, 0x2050], GuestAddress(0x5000)).unwrap();
         let state = cpu(CpuInit::protected(0, 8, 16), 0x3004, 0x5000);
         assert_eq!(folded(&memory, &state), "vcpu3;outer;inner 2\n");
+    }
+
+    #[test]
+    fn no_code_no_caller() {
+        let memory = mem::create(2 << 20).unwrap();
+        memory.write_obj([0x6000_u32, 0xD000_0000], GuestAddress(0x5000)).unwrap();
+        let state = cpu(CpuInit::protected(0, 8, 16), 0x3004, 0x5000);
+        assert_eq!(folded(&memory, &state), "vcpu3;inner 2\n");
     }
 
     #[test]
