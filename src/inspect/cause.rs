@@ -34,9 +34,9 @@ pub(super) fn summary(subject: &Subject<'_>, cpu: &CpuFindings) -> String {
     let at = place(cpu);
     match (&subject.ending, whole) {
         (Ending::TripleFault, Some(_)) => triple_fault(cpu, subject.source),
-        (Ending::TripleFault, None) => format!(
-            "triple fault some time after {at}: the last exit before it, and the only state that was kept"
-        ),
+        (Ending::TripleFault, None) => {
+            format!("triple fault some time after the guest's last exit, {at}; the rest is lost")
+        }
         (Ending::Unrunnable, Some(state)) => unrunnable(subject, cpu, state),
         (Ending::Unrunnable, None) => format!("an instruction that KVM could not run {at}"),
         (Ending::InvalidEntry, _) => {

@@ -10,6 +10,7 @@ mod descriptor;
 mod disasm;
 pub mod doctor;
 mod fault;
+mod follow;
 mod frame;
 mod kvm_words;
 mod operands;
@@ -28,6 +29,7 @@ pub use backtrace::{Found, Frame};
 pub use delivery::{Attempt, Chain, Gate};
 pub use disasm::Line;
 pub use fault::Fault;
+pub use follow::{Target, leaves_to};
 pub use kvm_words::{is_end, kvm_words};
 pub use symbols::{Place, Symbols};
 

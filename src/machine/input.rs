@@ -34,6 +34,8 @@ pub enum Keystroke {
 /// Bytes that may wait for the guest. Beyond them a pipe is not read on; a terminal is,
 /// because an escape may come, and further keys are dropped.
 const WAITING: usize = 4096;
+/// Bytes of what the guest got that are kept for a second run.
+const KEPT: usize = 64 << 10;
 /// How long to wait for room in the serial port before looking at the host again.
 const PATIENCE: Duration = Duration::from_millis(20);
 
@@ -46,6 +48,8 @@ pub(super) struct Pump {
     /// The port of the machine's present incarnation.
     port: Mutex<Option<SerialInput>>,
     thread: Mutex<Option<thread::JoinHandle<()>>>,
+    /// What the port has taken, for a second run.
+    taken: Mutex<Vec<u8>>,
     /// Written to once, at the end.
     end: Mutex<Option<Arc<EventFd>>>,
     control: Arc<Control>,
@@ -57,6 +61,7 @@ impl Pump {
             input: Mutex::new(input),
             port: Mutex::new(None),
             thread: Mutex::new(None),
+            taken: Mutex::new(Vec::new()),
             end: Mutex::new(None),
             control,
         })
@@ -101,6 +106,11 @@ impl Pump {
         })?;
         *lock(&self.thread) = Some(thread);
         Ok(())
+    }
+
+    /// What the guest's port has taken, the first 64 KiB.
+    pub(super) fn taken(&self) -> Vec<u8> {
+        lock(&self.taken).clone()
     }
 
     /// Ends the thread and waits for it.
@@ -175,7 +185,10 @@ impl Carrier {
     fn push(&mut self) {
         let Some(port) = lock(&self.pump.port).clone() else { return };
         let taken = port.push(self.waiting.make_contiguous());
-        self.waiting.drain(..taken);
+        let mut kept = lock(&self.pump.taken);
+        let room = KEPT.saturating_sub(kept.len());
+        kept.extend(self.waiting.drain(..taken).take(room));
+        drop(kept);
         if !self.waiting.is_empty() && taken == 0 {
             port.wait_for_room(PATIENCE);
         }

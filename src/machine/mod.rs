@@ -18,6 +18,7 @@ mod plan;
 mod platform;
 mod poll;
 pub mod report;
+mod second_run;
 pub mod signals;
 mod strict;
 

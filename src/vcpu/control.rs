@@ -43,6 +43,13 @@ impl Control {
         Arc::new(Self { deadline, signal, ..Self::default() })
     }
 
+    /// Requests for a second run of the same machine, which takes no longer than `limit` and
+    /// ends by the same signals.
+    pub fn for_second_run(&self, limit: Duration) -> Arc<Self> {
+        let deadline = Instant::now().checked_add(limit).map(|at| (at, limit));
+        Self::new(deadline, self.signal)
+    }
+
     /// Why the machine ends, as soon as it does.
     pub fn verdict(&self) -> Option<Verdict> {
         lock(&self.verdict).clone()

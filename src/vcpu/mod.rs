@@ -9,6 +9,7 @@ mod kick;
 mod park;
 mod recorder;
 mod run;
+mod step;
 mod strict;
 mod thread;
 
@@ -19,5 +20,6 @@ pub use kick::kick_self as interrupt_self;
 pub use park::{News, Parking, Stop, Why};
 pub use recorder::{Observer, Record, Recorder};
 pub use run::{HypercallDevice, RunLoop};
+pub use step::{Companion, OUT, Stepped, run_to_exit, step_to_end};
 pub use strict::{Strict, Violation};
 pub use thread::{block_process_signals, run_all};

@@ -21,8 +21,8 @@ pub fn run_all(loops: &mut [RunLoop], control: &Arc<Control>) -> Counts {
     let Some((first, others)) = loops.split_first_mut() else { return total };
     thread::scope(|scope| {
         let others: Vec<_> = others.iter_mut().map(|it| start(scope, it, control)).collect();
-        match drive(first) {
-            Ok(counts) => total.add(&counts),
+        match drive(first, RunLoop::run) {
+            Ok(counts) => total.add(&counts.unwrap_or_default()),
             Err(e) => control.stop(refused(&e)),
         }
         for other in others.into_iter().flatten() {
@@ -44,10 +44,11 @@ fn start<'scope>(
     let stop = control.clone();
     let spawned = builder.spawn_scoped(scope, move || {
         block_process_signals();
-        drive(it).unwrap_or_else(|e| {
+        let counts = drive(it, RunLoop::run).unwrap_or_else(|e| {
             stop.stop(refused(&e));
-            Counts::default()
-        })
+            None
+        });
+        counts.unwrap_or_default()
     });
     spawned.map_err(|e| control.stop(refused(&e))).ok()
 }
@@ -82,7 +83,12 @@ impl Drop for Entered<'_> {
     }
 }
 
-fn drive(it: &mut RunLoop) -> io::Result<Counts> {
+/// Does `work` with a vCPU on this thread, which can be kicked meanwhile; `None` where the
+/// machine had ended before.
+pub(super) fn drive<R>(
+    it: &mut RunLoop,
+    work: impl FnOnce(&mut RunLoop) -> R,
+) -> io::Result<Option<R>> {
     let control = it.control.clone();
     // SAFETY: the byte lies in the vCPU's mapping; `it` outlives `_target`, which is dropped
     // at the end of this function, on this thread.
@@ -92,9 +98,9 @@ fn drive(it: &mut RunLoop) -> io::Result<Counts> {
     let _entered = Entered { control: &control, id, thread };
     it.ticks.ticker = ticker(it)?;
     // What was asked before this thread could be kicked is seen here.
-    let counts = if control.should_stop() { Counts::default() } else { it.run() };
+    let done = if control.should_stop() { None } else { Some(work(it)) };
     it.ticks.ticker = None;
-    Ok(counts)
+    Ok(done)
 }
 
 /// Ticks for the clock (the first vCPU looks at it), the halt watch and samples (all do).

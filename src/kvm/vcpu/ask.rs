@@ -80,6 +80,13 @@ impl Vcpu {
         }))
     }
 
+    /// Has it go on elsewhere, by two ioctls. No instruction is half done.
+    pub fn set_rip(&self, rip: u64) -> Result<(), Error> {
+        let mut regs = self.fd.get_regs().map_err(Error::ioctl("KVM_GET_REGS"))?;
+        regs.rip = rip;
+        self.fd.set_regs(&regs).map_err(Error::ioctl("KVM_SET_REGS"))
+    }
+
     /// What is on its way into the guest.
     pub fn events(&self) -> Result<Events, Error> {
         let events = self.fd.get_vcpu_events().map_err(Error::ioctl("KVM_GET_VCPU_EVENTS"))?;
