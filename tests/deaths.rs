@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode, Output, Stdio};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use ringfence::guests;
+use ringfence::inspect::Symbols;
 use ringfence::kvm::Backend;
 use serde_json::Value;
 
@@ -57,6 +58,13 @@ fn main() -> ExitCode {
         let trial = Trial::test(row.name, move || check(&row));
         trials.push(trial.with_ignored_flag(skip.is_some()));
     }
+    let gdb = Command::new("gdb").arg("--version").output().is_ok();
+    if !gdb {
+        println!("not run: the core in gdb: gdb is not installed");
+    }
+    trials.push(Trial::test("the core opens in gdb", core).with_ignored_flag(!gdb));
+    trials.push(Trial::test("symbols of a file at an offset", symbols));
+    trials.push(Trial::test("a guest that did not die leaves no core", no_core));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -102,6 +110,56 @@ fn check(row: &Row) -> Result<(), Failed> {
     args.extend(limit);
     let lines = String::from_utf8_lossy(&run(&args).stderr).lines().count();
     if lines == 1 { Ok(()) } else { Err(format!("{lines} lines without an autopsy").into()) }
+}
+
+/// gdb shows the place, the registers, linear and physical memory, and the file has holes.
+fn core() -> Result<(), Failed> {
+    use std::os::unix::fs::MetadataExt;
+    let name = "death-fault-in-handler";
+    let directory = Scratch::new("core");
+    let (core, elf) = (directory.path.join("core"), directory.path.join("kernel.elf"));
+    std::fs::write(&elf, guests::find(name).ok_or("no such guest")?.image)?;
+    let [core_path, elf_path] = [&core, &elf].map(|path| path.display().to_string());
+    run(&["@death-fault-in-handler", "--timeout", "20s", "--autopsy=full", "--core", &core_path]);
+    let metadata = std::fs::metadata(&core)?;
+    if metadata.len() < 128 << 20 || metadata.blocks() * 512 > 8 << 20 {
+        return Err(format!("{} bytes in {} blocks", metadata.len(), metadata.blocks()).into());
+    }
+    let commands = ["info symbol $rip", "p/x $rax", "x/1bx $rip", "x/1bx 0x100000000000000+$rip"];
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-q", "-batch", "-nx"]);
+    commands.iter().for_each(|command| _ = gdb.args(["-ex", command]));
+    let output = gdb.args([&elf_path, &core_path]).env("DEBUGINFOD_URLS", "").output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    // 8b 00: mov eax, [rax].
+    let wanted = ["faulting_handler + 10 in section .text", "$1 = 0xffff800000456000"];
+    let byte = said.matches("\t0x8b").count();
+    if wanted.iter().all(|text| said.contains(text)) && byte == 2 {
+        return Ok(());
+    }
+    Err(format!("{said}\n{}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+fn symbols() -> Result<(), Failed> {
+    let image = guests::find("death-null-call").ok_or("no such guest")?.image;
+    let mut symbols = Symbols::new();
+    assert!(symbols.add(image, 0x1000_0000) && !symbols.add(b"no ELF", 0));
+    let mut places = (0x1010_0000..0x1011_0000).filter_map(|at| symbols.at(at));
+    let place = places.find(|place| place.function == "call_null").ok_or("no call_null")?;
+    assert_eq!(place.offset, 0);
+    assert!(place.to_string().starts_with("call_null+0x0 (deaths.S:"), "{place}");
+    assert_eq!(symbols.at(0x10_0000), None);
+    Ok(())
+}
+
+fn no_core() -> Result<(), Failed> {
+    let directory = Scratch::new("no-core");
+    let core = directory.path.join("core");
+    let output = run(&["@exit-7", "--core", core.to_str().ok_or("no UTF-8")?]);
+    if output.status.code() == Some(7) && !core.exists() && output.stderr.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{output:?}").into())
 }
 
 /// The report is what its schema says, and holds what the page says.

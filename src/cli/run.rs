@@ -116,6 +116,9 @@ fn execute(args: &RunArgs, config: &Config) -> Result<(Verdict, Report), Error> 
     let verdict = machine.run();
     drop(raw);
     machine.autopsy();
+    if let Some(path) = &config.core {
+        machine.write_core(path)?;
+    }
     if let Some(session) = gdb {
         session.finish();
     }

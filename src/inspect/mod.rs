@@ -13,6 +13,7 @@ mod fault;
 mod follow;
 mod frame;
 mod kvm_words;
+mod mappings;
 mod operands;
 mod page;
 mod special;
@@ -31,6 +32,7 @@ pub use disasm::Line;
 pub use fault::Fault;
 pub use follow::{Target, leaves_to};
 pub use kvm_words::{is_end, kvm_words};
+pub use mappings::{Mapping, mappings};
 pub use symbols::{Place, Symbols};
 
 use crate::kvm::{Events, LocalApic};
@@ -113,6 +115,8 @@ pub struct Cpu {
     pub local_apic: Option<LocalApic>,
     /// What was on its way into the guest.
     pub events: Events,
+    /// Its last exits, one line each, the oldest first.
+    pub exits: Vec<String>,
 }
 
 /// Everything an autopsy is made from.
@@ -172,6 +176,8 @@ pub struct CpuFindings {
     pub events: Events,
     /// What KVM said, in words.
     pub kvm: Vec<String>,
+    /// Its last exits, one line each, the oldest first.
+    pub exits: Vec<String>,
 }
 
 /// An autopsy: why the guest died.
@@ -221,6 +227,7 @@ fn findings(subject: &Subject<'_>, cpu: &Cpu) -> CpuFindings {
         local_apic: cpu.local_apic.clone(),
         events: cpu.events,
         kvm: cpu.kvm.clone(),
+        exits: cpu.exits.clone(),
     };
     let Registers::Whole(state) = &cpu.registers else { return findings };
     let space = AddressSpace::new(subject.memory, state, cpu.physical_bits);

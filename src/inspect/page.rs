@@ -51,7 +51,11 @@ impl Display for CpuFindings {
         if !self.walks.is_empty() {
             writeln!(f, "  page walks")?;
         }
-        self.walks.iter().try_for_each(|it| walk(f, &it.what, &it.walk))
+        self.walks.iter().try_for_each(|it| walk(f, &it.what, &it.walk))?;
+        if !self.exits.is_empty() {
+            writeln!(f, "  last exits")?;
+        }
+        self.exits.iter().try_for_each(|line| writeln!(f, "    {line}"))
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::fault::{PAGE, PROTECTION, Standing};
 use super::walk::{Access, AddressSpace, End, Paging};
-use super::{Autopsy, Cpu, Ending, Registers, Source, Subject, Symbols, delivery};
+use super::{
+    Autopsy, Cpu, Ending, Mapping, Registers, Source, Subject, Symbols, delivery, mappings,
+};
 use crate::kvm::Events;
 use crate::mem::{self, Bytes, GuestAddress, GuestMemory};
 use crate::x86::{CpuInit, CpuState, Cr0, Cr4, DescriptorTable, Efer, Regs, Rflags, Segment};
@@ -73,6 +75,7 @@ fn page(memory: &GuestMemory, state: &CpuState) -> Autopsy {
         kvm: Vec::new(),
         local_apic: None,
         events: Events::default(),
+        exits: Vec::new(),
     };
     Autopsy::perform(&Subject {
         ending: Ending::TripleFault,
@@ -271,4 +274,23 @@ fn real_mode_has_its_own_table() {
     assert!(text.starts_with("divide error (div cx by zero) at 0x0;"), "{text}");
     assert!(text.contains("the IDT ends before entry 0 (its limit is 0x1)"), "{text}");
     assert!(text.ends_with("triple fault"), "{text}");
+}
+
+#[test]
+fn mappings_are_what_the_tables_map() {
+    let (memory, state) = long_mode(&[]);
+    put(&memory, PT + 5 * 8, 0_u64);
+    put(&memory, PT + 8 * 8, 0x1_0003_u64);
+    put(&memory, PD + 8, 0x4000_0083_u64); // a large page where no memory is
+    put(&memory, PML4 + 511 * 8, PDPT | 3);
+    let mapping = |linear, physical, len| Mapping { linear, physical, len };
+    let high = !0 << 39;
+    let low = [
+        mapping(0, 0, 0x5000),
+        mapping(0x6000, 0x6000, 0x2000),
+        mapping(0x8000, 0x1_0000, 0x1000),
+        mapping(0x9000, 0x9000, 0x20_0000 - 0x9000),
+    ];
+    let again = low.map(|it| Mapping { linear: it.linear | high, ..it });
+    assert_eq!(mappings(&AddressSpace::new(&memory, &state, 40)), [low, again].concat());
 }

@@ -179,6 +179,12 @@ impl<'m> AddressSpace<'m> {
         self.paging
     }
 
+    /// Bytes of linear addresses behind one entry of a table.
+    pub(super) fn covered(&self, table: &str) -> u64 {
+        let level = self.paging.levels().iter().find(|(name, _)| *name == table);
+        level.map_or(1 << 12, |(_, shift)| 1 << shift)
+    }
+
     /// Guest-physical memory.
     pub fn memory(&self) -> &'m GuestMemory {
         self.memory

@@ -1,10 +1,11 @@
 //! The autopsy of a machine: who is asked for what is left of its guest.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use super::Machine;
 use super::second_run::{self, Limits, Second, second_run};
+use super::{Error, Machine, core};
 use crate::config::AutopsyLevel;
 use crate::inspect::{
     Autopsy, Cpu, Ending, Registers, Source, Subject, Symbols, is_end, kvm_words,
@@ -19,6 +20,9 @@ const SHORT: Duration = Duration::from_secs(2);
 
 /// What there is to say of AMD-V, where a shutdown ends in INIT.
 const LOST: &str = "this KVM loses the registers in a triple fault (AMD-V): these are the general registers of the last exit before it";
+
+/// Exits that it shows of each.
+const EXITS: usize = 8;
 
 /// vCPUs that the autopsy describes.
 const MOST_CPUS: usize = 16;
@@ -35,18 +39,42 @@ impl Machine {
     }
 
     fn examine(&mut self) -> Option<Autopsy> {
-        let (verdict, wall) = self.ended.clone()?;
-        let ending = ending(&verdict).filter(|_| self.config.autopsy != AutopsyLevel::Off)?;
-        let mut found = self.look(wall);
-        let files = self.symbol_files(&mut found.notes);
+        let (verdict, _) = self.ended.as_ref()?;
+        let ending = ending(verdict).filter(|_| self.config.autopsy != AutopsyLevel::Off)?;
+        let mut notes = self.evidence()?.notes.clone();
+        let files = self.symbol_files(&mut notes);
         let mut symbols = Symbols::new();
         symbols.add(&self.files.image, 0);
         for (bytes, offset) in &files {
             symbols.add(bytes, *offset);
         }
-        let Evidence { source, memory, notes, cpus } = found;
-        let subject = Subject { ending, memory: &memory, symbols: &symbols, source, notes, cpus };
+        let Evidence { source, memory, cpus, .. } = self.evidence.as_ref()?;
+        let (source, cpus) = (*source, cpus.clone());
+        let subject = Subject { ending, memory, symbols: &symbols, source, notes, cpus };
         Some(Autopsy::perform(&subject))
+    }
+
+    /// Writes the memory and the registers of a guest that died to a core file, which gdb
+    /// opens; false for a guest that did not die.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn write_core(&mut self, path: &Path) -> Result<bool, Error> {
+        let Some(Evidence { memory, cpus, .. }) = self.evidence() else { return Ok(false) };
+        let doing = format!("write the core {}", path.display());
+        core::write(path, cpus, memory).map_err(|source| Error::Host { doing, source })?;
+        Ok(true)
+    }
+
+    /// What there is of a guest that died, looked for once.
+    fn evidence(&mut self) -> Option<&Evidence> {
+        let (verdict, wall) = self.ended.as_ref()?;
+        let wall = *wall;
+        ending(verdict)?;
+        if self.evidence.is_none() {
+            self.evidence = Some(self.look(wall));
+        }
+        self.evidence.as_ref()
     }
 
     /// What is left of the guest, or of its second run.
@@ -119,7 +147,7 @@ impl Machine {
 }
 
 /// What an autopsy is made from, before it has names.
-struct Evidence {
+pub(super) struct Evidence {
     source: Source,
     memory: GuestMemory,
     notes: Vec<String>,
@@ -150,6 +178,7 @@ fn ask(it: &mut RunLoop) -> Result<Cpu, kvm::Error> {
         kvm,
         local_apic: vcpu.local_apic()?,
         events: vcpu.events()?,
+        exits: it.recorder.tail(EXITS).iter().map(|it| it.to_string().trim().to_owned()).collect(),
     })
 }
 

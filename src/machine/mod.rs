@@ -7,6 +7,7 @@ mod ask;
 mod autopsy;
 mod build;
 mod builder;
+mod core;
 pub mod debug;
 mod error;
 mod files;
@@ -42,6 +43,7 @@ use crate::inspect::Autopsy;
 use crate::inspect::watch::Instruments;
 use crate::vcpu::{self, Control, Counts, Parking, Record};
 use crate::verdict::{Death, Success, Verdict};
+use autopsy::Evidence;
 use build::{Incarnation, console, incarnate};
 use files::Files;
 use input::Pump;
@@ -119,6 +121,7 @@ pub struct Machine {
     ended: Option<(Verdict, Duration)>,
     /// What a debugger sees of the memory, if there is one.
     debugged: Option<debug::SharedMemory>,
+    evidence: Option<Evidence>,
     autopsy: Option<Autopsy>,
 }
 
@@ -162,6 +165,7 @@ impl Machine {
             restarts: 0,
             ended: None,
             debugged: None,
+            evidence: None,
             autopsy: None,
         })
     }
