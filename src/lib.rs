@@ -47,8 +47,9 @@
 //! | 0 | [`verdict`], [`mem`], [`irq`], [`x86`], [`guests`], [`log`]: data and facts |
 //! | 1 | [`bus`], [`boot`], [`config`] |
 //! | 2 | [`devices`] (never sees KVM), [`kvm`] (never sees a device; alone names kvm-ioctls) |
-//! | 3 | [`vcpu`], [`inspect`] |
+//! | 3 | [`vcpu`], [`inspect`] (what a guest that stands still can tell) |
 //! | 4 | [`machine`] |
+//! | 5 | [`control`] (the gdb stub; speaks to machine only) |
 //! | 6 | [`cli`] (alone names clap), `main` |
 //!
 //! Devices never see KVM: what they do to the outside is a parameter, so each is tested
