@@ -158,7 +158,7 @@ pub struct Description {
     pub kvm: Option<PathBuf>,
     /// How far an autopsy goes.
     pub autopsy: Option<AutopsyLevel>,
-    /// Files with symbols: FILE[,OFFSET].
+    /// Files with symbols: `FILE[,OFFSET]`.
     pub symbols: Option<Vec<String>>,
     /// Where a dead guest's memory goes.
     pub core: Option<PathBuf>,
