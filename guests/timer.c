@@ -13,7 +13,8 @@ int on_trap(struct trap *trap)
 {
     if (trap->vector != IRQ_BASE)
         return 0;
-    ticks++;
+    if (ticks < TICKS) /* on a slow machine more come before they are looked at */
+        ticks++;
     pic_done();
     return 1;
 }
