@@ -63,6 +63,7 @@ fn main() -> ExitCode {
         println!("not run: the core in gdb: gdb is not installed");
     }
     trials.push(Trial::test("the core opens in gdb", core).with_ignored_flag(!gdb));
+    trials.push(Trial::test("a 32-bit core opens in gdb", core_32).with_ignored_flag(!gdb));
     trials.push(Trial::test("symbols of a file at an offset", symbols));
     trials.push(Trial::test("a guest that did not die leaves no core", no_core));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -135,6 +136,22 @@ fn core() -> Result<(), Failed> {
     let wanted = ["faulting_handler + 10 in section .text", "$1 = 0xffff800000456000"];
     let byte = said.matches("\t0x8b").count();
     if wanted.iter().all(|text| said.contains(text)) && byte == 2 {
+        return Ok(());
+    }
+    Err(format!("{said}\n{}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+/// A guest outside long mode has a 32-bit core.
+fn core_32() -> Result<(), Failed> {
+    let directory = Scratch::new("core-32");
+    let core = directory.path.join("core").display().to_string();
+    let limits = ["--timeout", "20s", "--autopsy=full"];
+    run(&[&["@triple-fault-protected", "--core", &core], &limits[..]].concat());
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-q", "-batch", "-nx", "-ex", "info registers cs", "-ex", "x/i $eip", "-c", &core]);
+    let output = gdb.env("DEBUGINFOD_URLS", "").output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    if said.contains("ud2") && said.contains("0x8 ") {
         return Ok(());
     }
     Err(format!("{said}\n{}", String::from_utf8_lossy(&output.stderr)).into())

@@ -5,6 +5,7 @@
 //! segments of the linear addresses that the page tables map point into it, and so does one
 //! for all of physical memory: address P is at [`PHYSICAL`] + P.
 
+mod elf;
 mod notes;
 
 use std::fs::{self, File};
@@ -14,23 +15,15 @@ use std::path::Path;
 
 use vmm_sys_util::seek_hole::SeekHole;
 
+use self::elf::{Class, Kind, Segment};
 use crate::inspect::walk::AddressSpace;
 use crate::inspect::{Cpu, Mapping, Registers, mappings};
+use crate::mem::layout::HOLE_START;
 use crate::mem::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, PAGE_SIZE};
+use crate::x86::Efer;
 
-/// Where physical memory lies in the core: no canonical address, so no guest's own.
+/// Where physical memory lies in a 64-bit core: no canonical address, so no guest's own.
 pub const PHYSICAL: u64 = 1 << 56;
-
-const HEADER: u64 = 64;
-const PROGRAM_HEADER: u64 = 56;
-
-/// A piece of the file.
-struct Segment {
-    linear: u64,
-    physical: u64,
-    offset: u64,
-    len: u64,
-}
 
 /// Writes the file whole or not at all.
 pub(super) fn write(path: &Path, cpus: &[Cpu], memory: &GuestMemory) -> io::Result<()> {
@@ -45,32 +38,34 @@ pub(super) fn write(path: &Path, cpus: &[Cpu], memory: &GuestMemory) -> io::Resu
 }
 
 fn fill(file: &File, cpus: &[Cpu], memory: &GuestMemory) -> io::Result<()> {
-    let notes = notes::notes(cpus);
-    let ranges = ranges(cpus, memory);
     let regions: Vec<_> = memory.iter().map(|it| (it.start_addr().0, it.len())).collect();
-    let headers = 1 + ranges.len() as u64 + regions.len() as u64;
-    let notes_at = HEADER + headers * PROGRAM_HEADER;
+    let class = class(cpus, &regions);
+    let notes = notes::notes(class, cpus);
+    let mut loads = ranges(cpus, memory);
+    if class == Class::Elf64 {
+        let physical = |&(physical, len)| Mapping { linear: PHYSICAL + physical, physical, len };
+        loads.extend(regions.iter().map(physical));
+    }
+    let (header, entry) = class.sizes();
+    let notes_at = header + (1 + loads.len() as u64) * entry;
     let memory_at = (notes_at + notes.len() as u64).next_multiple_of(PAGE_SIZE);
-    let place = |physical| offset(&regions, physical).map(|at| memory_at + at);
-    let mut segments: Vec<Segment> = Vec::new();
-    for Mapping { linear, physical, len } in ranges {
-        let Some(offset) = place(physical) else { continue };
-        segments.push(Segment { linear, physical, offset, len });
-    }
-    for &(physical, len) in &regions {
-        let Some(offset) = place(physical) else { continue };
-        segments.push(Segment { linear: PHYSICAL + physical, physical, offset, len });
-    }
-    let mut head = header(segments.len() as u16 + 1);
-    head.extend(program_header(
-        PT_NOTE,
-        &Segment { linear: 0, physical: 0, offset: notes_at, len: notes.len() as u64 },
-    ));
-    head.extend(segments.iter().flat_map(|segment| program_header(PT_LOAD, segment)));
+    let note = Segment {
+        kind: Kind::Note,
+        linear: 0,
+        physical: 0,
+        offset: notes_at,
+        len: notes.len() as u64,
+    };
+    let load = |Mapping { linear, physical, len }| {
+        let offset = memory_at + offset(&regions, physical)?;
+        Some(Segment { kind: Kind::Load, linear, physical, offset, len })
+    };
+    let segments: Vec<_> = [note].into_iter().chain(loads.into_iter().filter_map(load)).collect();
+    let mut head = class.header(segments.len() as u16);
+    head.extend(segments.iter().flat_map(|segment| class.program_header(segment)));
     file.write_all_at(&head, 0)?;
     file.write_all_at(&notes, notes_at)?;
-    let total: u64 = regions.iter().map(|(_, len)| len).sum();
-    file.set_len(memory_at + total)?;
+    file.set_len(memory_at + regions.iter().map(|(_, len)| len).sum::<u64>())?;
     let mut at = memory_at;
     for region in memory.iter() {
         copy(region, file, at)?;
@@ -79,11 +74,24 @@ fn fill(file: &File, cpus: &[Cpu], memory: &GuestMemory) -> io::Result<()> {
     Ok(())
 }
 
+/// The vCPU that died, else the first.
+fn chosen(cpus: &[Cpu]) -> Option<&Cpu> {
+    cpus.iter().find(|cpu| cpu.died).or(cpus.first())
+}
+
+/// A guest outside long mode gets a 32-bit core, unless its memory needs more room.
+fn class(cpus: &[Cpu], regions: &[(u64, u64)]) -> Class {
+    let small = regions.iter().all(|(start, len)| start + len <= HOLE_START);
+    match chosen(cpus).map(|cpu| &cpu.registers) {
+        Some(Registers::Whole(state)) if small && !state.efer.contains(Efer::LMA) => Class::Elf32,
+        _ => Class::Elf64,
+    }
+}
+
 /// What the page tables of the vCPU that died map; where paging is off, or the state lost,
 /// linear is physical.
 fn ranges(cpus: &[Cpu], memory: &GuestMemory) -> Vec<Mapping> {
-    let chosen = cpus.iter().find(|cpu| cpu.died).or(cpus.first());
-    let mut ranges = match chosen.map(|cpu| (cpu, &cpu.registers)) {
+    let mut ranges = match chosen(cpus).map(|cpu| (cpu, &cpu.registers)) {
         Some((cpu, Registers::Whole(state))) => {
             mappings(&AddressSpace::new(memory, state, cpu.physical_bits))
         }
@@ -148,38 +156,4 @@ fn write_touched(chunk: &[u8], to: &File, at: u64) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-const PT_LOAD: u32 = 1;
-const PT_NOTE: u32 = 4;
-
-/// The header of a 64-bit core for x86-64, whatever mode the guest was in: gdb's register
-/// file has room for all.
-fn header(program_headers: u16) -> Vec<u8> {
-    const ET_CORE: u16 = 4;
-    const EM_X86_64: u16 = 62;
-    let mut bytes = b"\x7FELF\x02\x01\x01".to_vec(); // 64-bit, little-endian, version 1
-    bytes.resize(16, 0);
-    bytes.extend(ET_CORE.to_le_bytes());
-    bytes.extend(EM_X86_64.to_le_bytes());
-    bytes.extend(1_u32.to_le_bytes());
-    bytes.extend(0_u64.to_le_bytes()); // no entry
-    bytes.extend(HEADER.to_le_bytes());
-    bytes.extend(0_u64.to_le_bytes()); // no sections
-    bytes.extend(0_u32.to_le_bytes());
-    for half in [HEADER as u16, PROGRAM_HEADER as u16, program_headers, 0, 0, 0] {
-        bytes.extend(half.to_le_bytes());
-    }
-    bytes
-}
-
-fn program_header(kind: u32, segment: &Segment) -> Vec<u8> {
-    let (rights, align) = if kind == PT_LOAD { (7_u32, PAGE_SIZE) } else { (0, 4) };
-    let mut bytes = kind.to_le_bytes().to_vec();
-    bytes.extend(rights.to_le_bytes());
-    let Segment { linear, physical, offset, len } = *segment;
-    for word in [offset, linear, physical, len, len, align] {
-        bytes.extend(word.to_le_bytes());
-    }
-    bytes
 }

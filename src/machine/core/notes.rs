@@ -1,41 +1,75 @@
 //! The registers in a core: one NT_PRSTATUS a vCPU (Linux, include/linux/elfcore.h).
 
+use super::elf::Class;
 use crate::inspect::{Cpu, Registers};
 use crate::x86::Regs;
 
 const NT_PRSTATUS: u32 = 1;
-/// `struct elf_prstatus` of x86-64.
-const PRSTATUS: usize = 336;
-/// Where its signal, process number and registers lie.
+/// Where `struct elf_prstatus` has its signal.
 const SIGNAL: usize = 12;
-const PROCESS: usize = 32;
-const REGISTERS: usize = 112;
 /// What a debugger shows of a processor that died.
 const SIGSEGV: u16 = 11;
 
 /// All notes; the vCPU that died comes first, because a debugger begins there.
-pub(super) fn notes(cpus: &[Cpu]) -> Vec<u8> {
+pub(super) fn notes(class: Class, cpus: &[Cpu]) -> Vec<u8> {
     let (died, others): (Vec<_>, Vec<_>) = cpus.iter().partition(|cpu| cpu.died);
-    died.into_iter().chain(others).flat_map(note).collect()
+    died.into_iter().chain(others).flat_map(|cpu| note(class, cpu)).collect()
 }
 
-fn note(cpu: &Cpu) -> Vec<u8> {
-    let mut status = vec![0; PRSTATUS];
+fn note(class: Class, cpu: &Cpu) -> Vec<u8> {
+    // Bytes of `struct elf_prstatus`, and where it has the process's number and registers.
+    let (size, process, at, values) = match class {
+        Class::Elf32 => (144, 24, 72, registers_32(&cpu.registers).to_vec()),
+        Class::Elf64 => (336, 32, 112, registers(&cpu.registers).to_vec()),
+    };
+    let mut status = vec![0; size];
     if cpu.died {
         status[SIGNAL..SIGNAL + 2].copy_from_slice(&SIGSEGV.to_le_bytes());
     }
     // Number 0 is no process.
-    status[PROCESS..PROCESS + 4].copy_from_slice(&(cpu.id + 1).to_le_bytes());
-    for (n, value) in registers(&cpu.registers).into_iter().enumerate() {
-        let at = REGISTERS + 8 * n;
-        status[at..at + 8].copy_from_slice(&value.to_le_bytes());
-    }
+    status[process..process + 4].copy_from_slice(&(cpu.id + 1).to_le_bytes());
+    let bytes: Vec<_> = values.into_iter().flat_map(|value| class.word(value)).collect();
+    status[at..at + bytes.len()].copy_from_slice(&bytes);
     let mut note = 5_u32.to_le_bytes().to_vec(); // the name's bytes, with its NUL
-    note.extend((PRSTATUS as u32).to_le_bytes());
+    note.extend((size as u32).to_le_bytes());
     note.extend(NT_PRSTATUS.to_le_bytes());
     note.extend(b"CORE\0\0\0\0");
     note.extend(status);
     note
+}
+
+/// In the order of i386's `struct user_regs_struct`.
+fn registers_32(all: &Registers) -> [u64; 17] {
+    let [
+        _,
+        _,
+        _,
+        _,
+        bp,
+        bx,
+        _,
+        _,
+        _,
+        _,
+        ax,
+        cx,
+        dx,
+        si,
+        di,
+        none,
+        ip,
+        cs,
+        flags,
+        sp,
+        ss,
+        _,
+        _,
+        ds,
+        es,
+        fs,
+        gs,
+    ] = registers(all);
+    [bx, cx, dx, si, di, bp, ax, ds, es, fs, gs, none, ip, cs, flags, sp, ss]
 }
 
 /// In the order of `struct user_regs_struct`. RIP and RSP are linear addresses: a debugger
