@@ -28,6 +28,9 @@ struct Recipe {
 /// A flat file cannot say that it needs memory behind its bytes, where a loader may put modules.
 const FLAT_BSS: &str = "-Wl,--defsym=bss_address=0x200000";
 
+/// The same for both files, or their addresses would differ.
+const WALK: &[&str] = &["-m64", "-g", "-gno-variable-location-views", "-gno-column-info"];
+
 #[rustfmt::skip]
 const RECIPES: &[Recipe] = &[
     Recipe { name: "boot16", flags: &["-m16", "-Os"], link: "boot.ld", start: &["start16.S"], flat: true },
@@ -49,6 +52,8 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "pvh64", flags: &["-m64"], link: "elf.ld", start: &["pvh.S", "enter64.S", "start64.S"], flat: false },
     Recipe { name: "linux32", flags: &["-m32", "-DINFO=esi"], link: "linux.ld", start: &["linux.S", "start32.S"], flat: true },
     Recipe { name: "linux64", flags: &["-m64", "-DINFO=rsi"], link: "linux.ld", start: &["linux.S", "start64.S"], flat: true },
+    Recipe { name: "walk", flags: WALK, link: "walk.ld", start: &[], flat: true },
+    Recipe { name: "walk-elf", flags: WALK, link: "walk.ld", start: &[], flat: false },
     Recipe { name: "vmlinux", flags: &["-m64", "-DINFO=rsi"], link: "elf.ld", start: &["vmlinux.S", "start64.S"], flat: false },
 ];
 
@@ -123,17 +128,16 @@ fn compile(recipe: &str, sources: &[String], guests: &Path, output: &Path) -> Re
         .ok_or(format!("no recipe {recipe} in build.rs"))?;
     let lib = guests.join("lib");
     let mut cc = Command::new("cc");
-    cc.args(FLAGS).args(recipe.flags).arg("-I").arg(&lib);
+    cc.args(FLAGS).args(recipe.flags).arg("-I").arg(&lib).arg("-I").arg(guests.join("include"));
     cc.arg("-T").arg(lib.join(recipe.link));
     match recipe {
         Recipe { flat: true, .. } => cc.arg("-Wl,--oformat=binary"),
-        // The same bytes wherever they are built: no path of this machine.
-        Recipe { name: "debug64", .. } => {
-            cc.arg(format!("-ffile-prefix-map={}/=", guests.display()))
-        }
-        Recipe { link: "kernel.ld", .. } => &mut cc, // it keeps its symbols
+        // These keep their symbols.
+        Recipe { name: "debug64" | "walk-elf", .. } | Recipe { link: "kernel.ld", .. } => &mut cc,
         _ => cc.arg("-Wl,-s"),
     };
+    // The same bytes wherever they are built: no path of this machine.
+    cc.arg(format!("-ffile-prefix-map={}/=", guests.display()));
     cc.arg("-o").arg(output);
     cc.args(recipe.start.iter().map(|file| lib.join(file)));
     cc.args(with_library(sources.iter().map(|file| guests.join(file)).collect(), &lib)?);

@@ -1,10 +1,12 @@
 /*
  * Deaths: the ways in which kernels die while they are young, one at a time (how=...). Each sets
  * up what breaks its fault's delivery, then goes to its instruction in deaths.S, whose functions
- * have fixed lengths: an autopsy names the instruction as function+offset.
+ * have fixed lengths: an autopsy names the instruction as function+offset. With say=nothing it has
+ * no exit before.
  */
 #include "deaths.h"
 #include "guest.h"
+#include "msr.h"
 #include "paging.h"
 #include "print.h"
 #include "start_info.h"
@@ -179,6 +181,24 @@ static void panic(void)
     report_panic();
 }
 
+/* One from the own local APIC, beyond the IDT. */
+static void interrupt(void)
+{
+    enum { APIC_BASE = 0x1B, X2APIC = 0xC00, SPURIOUS = 0x80F, SELF_IPI = 0x83F };
+
+    write_msr(APIC_BASE, read_msr(APIC_BASE) | X2APIC);
+    write_msr(SPURIOUS, 0x1FF);
+    write_msr(SELF_IPI, 0x60);
+    change_gate(GENERAL_PROTECTION, ABSENT, KERNEL_CODE, 0);
+    change_gate(DOUBLE_FAULT, ABSENT, KERNEL_CODE, 0);
+    await_interrupt();
+}
+
+static void halt(void)
+{
+    halt_for_ever();
+}
+
 static const struct {
     const char *name;
     void (*die)(void);
@@ -190,7 +210,8 @@ static const struct {
     { "fault-in-handler", fault_in_handler }, { "no-execute", no_execute },
     { "bad-segment", bad_segment },     { "invalid-opcode", invalid_opcode },
     { "reserved-bit", reserved_bit },   { "dead-loop", dead_loop },
-    { "panic", panic },
+    { "panic", panic },                 { "halt", halt },
+    { "interrupt", interrupt },
 };
 
 int guest(uint32_t magic, uintptr_t info)
@@ -202,7 +223,8 @@ int guest(uint32_t magic, uintptr_t info)
     map_small();
     for (unsigned i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
         if (cmdline_is(cmdline, "how", ways[i].name)) {
-            print("%s\n", ways[i].name);
+            if (!cmdline_is(cmdline, "say", "nothing"))
+                print("%s\n", ways[i].name);
             ways[i].die();
             return 1; /* still there */
         }

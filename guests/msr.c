@@ -3,6 +3,7 @@
  * #GP, on reading and on writing. The exit code tells which was wrong.
  */
 #include "guest.h"
+#include "msr.h"
 #include "print.h"
 #include "trap.h"
 
@@ -21,26 +22,6 @@ enum {
     EFER_RESERVED = 1 << 5,
 };
 
-static uint64_t read_msr(uint32_t number)
-{
-    uint32_t low = 0, high = 0;
-
-    asm volatile(GUARDED("rdmsr") : "+a"(low), "+d"(high) : "c"(number) : "memory");
-    return low | (uint64_t)high << 32;
-}
-
-static void write_msr(uint32_t number, uint64_t value)
-{
-    asm volatile(GUARDED("wrmsr") : : "a"((uint32_t)value), "d"(value >> 32), "c"(number) : "memory");
-}
-
-/* Whether the MSR holds `value` once it was written. */
-static int holds(uint32_t number, uint64_t value)
-{
-    write_msr(number, value);
-    return trap_vector == NO_TRAP && read_msr(number) == value;
-}
-
 static int known(void)
 {
     uint64_t efer = read_msr(MSR_EFER);
@@ -48,16 +29,16 @@ static int known(void)
 
     if ((efer & (EFER_LME | EFER_LMA)) != (EFER_LME | EFER_LMA))
         return 1;
-    if (!holds(MSR_EFER, efer ^ EFER_SCE) || !holds(MSR_EFER, efer))
+    if (!msr_holds(MSR_EFER, efer ^ EFER_SCE) || !msr_holds(MSR_EFER, efer))
         return 2;
-    if (!holds(MSR_FS_BASE, 0x123456789A) || !holds(MSR_GS_BASE, 0xFFFF800000001000))
+    if (!msr_holds(MSR_FS_BASE, 0x123456789A) || !msr_holds(MSR_GS_BASE, 0xFFFF800000001000))
         return 3;
-    if (!holds(MSR_KERNEL_GS_BASE, 0x1000))
+    if (!msr_holds(MSR_KERNEL_GS_BASE, 0x1000))
         return 4;
     tsc = read_msr(MSR_TSC);
     if (read_msr(MSR_TSC) <= tsc)
         return 5;
-    if (!holds(MSR_PAT, 0x0007040600070406))
+    if (!msr_holds(MSR_PAT, 0x0007040600070406))
         return 6;
     if ((read_msr(MSR_APIC_BASE) & ~0xFFFull) != 0xFEE00000)
         return 7;

@@ -14,15 +14,7 @@ static struct trap seen; /* what ended the visit to ring 3 */
 
 int on_trap(struct trap *trap)
 {
-    if ((trap->cs & 3) != 3)
-        return 0;
-    seen = *trap;
-    trap->rip = (uintptr_t)back_in_ring0;
-    trap->cs = KERNEL_CODE;
-    trap->ss = KERNEL_DATA;
-    trap->rsp = ring0_stack;
-    trap->rflags = 2;
-    return 1;
+    return leave_ring3(trap, &seen);
 }
 
 /* Runs the instruction in ring 3; whether it was the one that trapped, and not the ud2 behind it. */

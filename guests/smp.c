@@ -12,9 +12,7 @@
 #include "start_info.h"
 #include "trap.h"
 
-enum { APIC = 0xFEE00000, APIC_SPURIOUS = 0xF0, APIC_ICR = 0x300, APIC_ENABLE = 0x1FF };
-enum { ALL_BUT_ME = 0xC0000, ASSERT = 0x4000, INIT = 0x500, STARTUP = 0x600 };
-enum { TRAMPOLINE = 0x8000, MAX_CPUS = 16 };
+enum { MAX_CPUS = 16 };
 
 static volatile uint32_t apic_ids[MAX_CPUS];
 static volatile uint32_t arrived;
@@ -35,31 +33,6 @@ void processor(uint32_t index)
     }
     for (;;)
         asm volatile("cli; hlt");
-}
-
-static void apic_write(uint32_t offset, uint32_t value)
-{
-    *(volatile uint32_t *)(uintptr_t)(APIC + offset) = value;
-}
-
-static void pause_a_little(void)
-{
-    for (unsigned i = 0; i < 1000; i++)
-        asm volatile("pause");
-}
-
-static void start_others(void)
-{
-    const char *from = trampoline;
-
-    for (char *to = (char *)TRAMPOLINE; from < trampoline_end; from++, to++)
-        *(volatile char *)to = *from;
-    apic_write(APIC_SPURIOUS, APIC_ENABLE);
-    apic_write(APIC_ICR, ALL_BUT_ME | ASSERT | INIT);
-    pause_a_little(); /* 10 ms on hardware of 1997, nothing here */
-    apic_write(APIC_ICR, ALL_BUT_ME | ASSERT | STARTUP | TRAMPOLINE >> 12);
-    pause_a_little();
-    apic_write(APIC_ICR, ALL_BUT_ME | ASSERT | STARTUP | TRAMPOLINE >> 12);
 }
 
 int guest(uint32_t magic, uintptr_t info)

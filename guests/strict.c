@@ -1,7 +1,8 @@
 /*
  * Strict: the mistakes that strict mode ends a guest for, and that a guest survives without it.
- * how=io-read, io-write, mmio-read, mmio-write, msr-read, msr-write, text, null-read, null-write,
- * null-jump, none. Prints first where the instruction is that makes the mistake: `at=0x...`.
+ * how=io-read, io-write, mmio-read, mmio-write, msr-read, msr-write, text, text-repeated, text-push,
+ * text-call, text-sidt, text-fxsave, text-accessed, null-read, null-write, null-jump, null-sidt, none;
+ * hypercall is none either. Prints first where the instruction is that makes the mistake: `at=0x...`.
  */
 #include "guest.h"
 #include "print.h"
@@ -57,6 +58,69 @@ static void text(void)
     MISTAKE(at_text, "at_text: movw %w0, (%1)", : : "r"(0xBAD), "r"(&constant) : "memory");
 }
 
+/* KVM leaves RIP at it, while there are elements left. */
+static void text_repeated(void)
+{
+    const void *to = &constant;
+    uint64_t count = 4;
+
+    MISTAKE(at_repeated, "at_repeated: rep stosb", : "+D"(to), "+c"(count) : "a"(0) : "memory");
+}
+
+/* A stack that cannot be written. */
+static const uint64_t stack[8] __attribute__((aligned(16))) = { 1 };
+
+static void text_push(void)
+{
+    MISTAKE(at_push, "mov %0, %%rsp; at_push: push %%rax", : : "r"(stack + 8) : "memory");
+}
+
+static void text_call(void)
+{
+    MISTAKE(at_call, "mov %0, %%rsp; at_call: call called; .globl called; called: ud2",
+            : : "r"(stack + 8) : "memory");
+}
+
+/* What KVM can do in memory alone. */
+static void text_sidt(void)
+{
+    MISTAKE(at_sidt, "at_sidt: sidt (%0)", : : "r"(stack) : "memory");
+}
+
+static void text_fxsave(void)
+{
+    static const uint8_t area[512] __attribute__((aligned(16))) = { 1 };
+
+    MISTAKE(at_fxsave, "at_fxsave: fxsave (%0)", : : "r"(area) : "memory");
+}
+
+/* A table of constants, of which a segment has not been accessed. */
+static void text_accessed(void)
+{
+    static const uint64_t table[] = { 0, 0x00AF9B000000FFFF, 0x00CF92000000FFFF };
+    struct __attribute__((packed)) { uint16_t limit; uint64_t base; } gdt = {
+        sizeof(table) - 1, (uintptr_t)table
+    };
+
+    MISTAKE(at_accessed, "lgdt %0; at_accessed: mov %w1, %%ds", : : "m"(gdt), "r"(KERNEL_DATA) : "memory");
+}
+
+static void null_sidt(void)
+{
+    MISTAKE(at_null_sidt, "at_null_sidt: sidt 8(%0)", : : "r"((uintptr_t)0) : "memory");
+}
+
+/* KVM writes the one that the processor has over the other. */
+static void hypercall(void)
+{
+    uint64_t answer = 99;
+
+    asm volatile("vmcall" : "+a"(answer) : : "memory");
+    answer = 99;
+    asm volatile("vmmcall" : "+a"(answer) : : "memory");
+    print("answer=0x%lx\n", (unsigned long)answer);
+}
+
 static void null_read(void)
 {
     uint64_t value;
@@ -86,7 +150,12 @@ static const struct {
 } mistakes[] = {
     { "io-read", io_read },       { "io-write", io_write }, { "mmio-read", mmio_read },
     { "mmio-write", mmio_write }, { "msr-read", msr_read }, { "msr-write", msr_write },
-    { "text", text },             { "null-read", null_read }, { "null-write", null_write },
+    { "text", text },             { "text-repeated", text_repeated },
+    { "text-push", text_push },   { "text-call", text_call },
+    { "text-sidt", text_sidt },   { "text-fxsave", text_fxsave },
+    { "text-accessed", text_accessed }, { "null-sidt", null_sidt },
+    { "hypercall", hypercall },   { "null-read", null_read },
+    { "null-write", null_write },
     { "null-jump", null_jump },   { "none", none },
 };
 

@@ -8,6 +8,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::state::Malformed;
+
 /// One address range's device. Offsets start at 0; the bus guarantees that the whole access
 /// lies inside the range. A guest's bad access is a guest matter: there is no result.
 pub trait Device: Send + Sync {
@@ -15,6 +17,13 @@ pub trait Device: Send + Sync {
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Takes `data` (1, 2, 4 or 8 bytes).
     fn write(&self, offset: u64, data: &[u8]);
+    /// Its registers, encoded by [`crate::state`]; nothing for a device that keeps nothing.
+    fn save(&self) -> Vec<u8>;
+    /// Takes its registers from what [`Self::save`] gave. Rings no interrupt and prints nothing.
+    ///
+    /// # Errors
+    /// That is no state of such a device.
+    fn restore(&self, state: &[u8]) -> Result<(), Malformed>;
 }
 
 /// A device whose every access changes it: `Mutex<D>` is a [`Device`].
@@ -23,6 +32,13 @@ pub trait MutDevice: Send {
     fn read(&mut self, offset: u64, data: &mut [u8]);
     /// Takes `data`.
     fn write(&mut self, offset: u64, data: &[u8]);
+    /// As [`Device::save`].
+    fn save(&self) -> Vec<u8>;
+    /// As [`Device::restore`].
+    ///
+    /// # Errors
+    /// As there.
+    fn restore(&mut self, state: &[u8]) -> Result<(), Malformed>;
 }
 
 impl<D: MutDevice> Device for Mutex<D> {
@@ -31,6 +47,12 @@ impl<D: MutDevice> Device for Mutex<D> {
     }
     fn write(&self, offset: u64, data: &[u8]) {
         self.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+    }
+    fn save(&self) -> Vec<u8> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).save()
+    }
+    fn restore(&self, state: &[u8]) -> Result<(), Malformed> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).restore(state)
     }
 }
 
@@ -168,6 +190,12 @@ mod tests {
         }
         fn write(&mut self, _offset: u64, data: &[u8]) {
             self.1.extend_from_slice(data);
+        }
+        fn save(&self) -> Vec<u8> {
+            Vec::new()
+        }
+        fn restore(&mut self, _: &[u8]) -> Result<(), Malformed> {
+            Ok(())
         }
     }
 

@@ -14,7 +14,7 @@ pub use autopsy::{AutopsyLevel, SymbolFile};
 use crate::boot::Protocol;
 use crate::irq::Irqchip;
 use crate::mem::PAGE_SIZE;
-use crate::x86::Mode;
+use crate::x86::{Mode, Model};
 pub use strict::Strict;
 
 /// RAM of a machine that does not say how much it wants.
@@ -121,7 +121,7 @@ impl std::str::FromStr for ModuleFile {
 
 /// A machine as it was described: everything may be left out. The fields are the options of
 /// `ringfence run`, and what a machine description file (TOML or JSON) may contain.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Description {
     /// The image; `@NAME` is a guest that ringfence carries.
@@ -130,6 +130,8 @@ pub struct Description {
     pub memory: Option<String>,
     /// Number of vCPUs.
     pub cpus: Option<u32>,
+    /// Processor model: `[MODEL][,vendor=NAME][,phys-bits=N][,+FEATURE][,-FEATURE]`.
+    pub cpu: Option<String>,
     /// Command line.
     pub cmdline: Option<String>,
     /// Modules: `FILE[,args]`.
@@ -181,7 +183,8 @@ impl Description {
         Ok(described.relative_to(path.parent().unwrap_or(Path::new(""))))
     }
 
-    fn relative_to(mut self, directory: &Path) -> Self {
+    /// The same with its paths relative to `directory`.
+    pub fn relative_to(mut self, directory: &Path) -> Self {
         let place = |path: &mut PathBuf| {
             if !is_carried(path) {
                 *path = directory.join(&*path);
@@ -213,6 +216,7 @@ impl Description {
             image,
             memory,
             cpus,
+            cpu,
             cmdline,
             modules,
             initrd,
@@ -234,6 +238,7 @@ impl Description {
             image: image.or(below.image),
             memory: memory.or(below.memory),
             cpus: cpus.or(below.cpus),
+            cpu: cpu.or(below.cpu),
             cmdline: cmdline.or(below.cmdline),
             modules: modules.or(below.modules),
             initrd: initrd.or(below.initrd),
@@ -255,7 +260,7 @@ impl Description {
 }
 
 /// What the TOML parser says, without the picture that it draws over several lines.
-fn one_line(error: &toml::de::Error, text: &str) -> String {
+pub(crate) fn one_line(error: &toml::de::Error, text: &str) -> String {
     let words = error.message().replace('\n', "; ");
     let before = error.span().and_then(|span| text.get(..span.start));
     before.map_or(words.clone(), |before| {
@@ -277,6 +282,8 @@ pub struct Config {
     pub memory: u64,
     /// Number of vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u32,
+    /// What of the processor the guest sees.
+    pub cpu: Model,
     /// Command line; `None` where none was given and the protocol's default applies.
     pub cmdline: Option<String>,
     /// Modules.
@@ -323,6 +330,7 @@ impl Config {
             image: image.into(),
             memory: DEFAULT_MEMORY,
             cpus: 1,
+            cpu: Model::default(),
             cmdline: None,
             modules: Vec::new(),
             initrd: None,
@@ -353,6 +361,9 @@ impl Config {
         }
         if let Some(text) = &described.strict {
             config.strict = text.parse().map_err(value("strict"))?;
+        }
+        if let Some(text) = &described.cpu {
+            config.cpu = text.parse().map_err(value("cpu"))?;
         }
         let limit = described.timeout.as_deref().map(parse_limit).transpose();
         config.timeout = limit.map_err(value("timeout"))?;
@@ -395,6 +406,10 @@ impl Config {
             let reason = "none, but several processors start each other through their local APICs; say split or full, or one processor";
             return bad("irqchip", reason.to_owned());
         }
+        if self.cpu.hyperv() && self.irqchip == Some(Irqchip::None) {
+            let reason = "none, but Hyper-V's interface needs local APICs; say split or full";
+            return bad("irqchip", reason.to_owned());
+        }
         if self.cmdline.as_deref().is_some_and(|text| text.contains('\0')) {
             return bad("cmdline", "there is a NUL in it".to_owned());
         }
@@ -406,7 +421,7 @@ impl Config {
     /// protocol expects a PC's.
     pub fn irqchip_for(&self, protocol: Protocol) -> Irqchip {
         self.irqchip.unwrap_or(match protocol {
-            Protocol::Flat | Protocol::Elf if self.cpus == 1 => Irqchip::None,
+            Protocol::Flat | Protocol::Elf if self.cpus == 1 && !self.cpu.hyperv() => Irqchip::None,
             Protocol::Flat | Protocol::Elf => Irqchip::Split,
             _ => Irqchip::Full,
         })

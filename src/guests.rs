@@ -94,9 +94,9 @@ mod tests {
             GUESTS.iter().map(|guest| (guest.image.as_ptr(), guest.image.len())).collect();
         let total: usize = images.values().sum();
         assert!(GUESTS.iter().all(|guest| !guest.image.is_empty()));
-        // Symbols and source lines make the largest.
-        assert!(GUESTS.iter().all(|guest| guest.image.len() <= 32 << 10));
-        assert!(total <= 400 << 10, "{total} bytes");
+        // The sample suite with its 200 tests is the largest.
+        assert!(GUESTS.iter().all(|guest| guest.image.len() <= 80 << 10));
+        assert!(total <= 480 << 10, "{total} bytes");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Interrupt lines as devices see them: data and a trait, no ioctl.
 //!
-//! A device rings an [`IrqLine`]; `machine` decides what is at its other end (an irqfd,
+//! A device rings an [`IrqLine`]; `machine` decides what is at its other end (an input,
 //! or nothing when the machine has no interrupt controller).
 
 use serde::{Deserialize, Serialize};
@@ -29,10 +29,20 @@ pub trait IrqLine: Send + Sync {
     fn trigger(&self);
 }
 
+/// The inputs of the interrupt controllers, for a device that drives any of them.
+pub trait IrqInputs: Send + Sync {
+    /// Drives input `gsi` high or low.
+    fn set_level(&self, gsi: Gsi, high: bool);
+}
+
 /// A line with nothing at its other end.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NotConnected;
 
 impl IrqLine for NotConnected {
     fn trigger(&self) {}
+}
+
+impl IrqInputs for NotConnected {
+    fn set_level(&self, _gsi: Gsi, _high: bool) {}
 }

@@ -44,12 +44,12 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 0 | [`verdict`], [`mem`], [`irq`], [`x86`], [`guests`], [`log`]: data and facts |
+//! | 0 | [`verdict`], [`mem`], [`irq`], [`x86`], [`state`], [`guests`], [`log`]: data and facts |
 //! | 1 | [`bus`], [`boot`], [`config`] |
 //! | 2 | [`devices`] (never sees KVM), [`kvm`] (never sees a device; alone names kvm-ioctls) |
 //! | 3 | [`vcpu`], [`inspect`] (what a guest that stands still can tell) |
 //! | 4 | [`machine`] |
-//! | 5 | [`control`] (the gdb stub; speaks to machine only) |
+//! | 5 | [`control`] (the gdb stub, the control socket; speaks to machine only) |
 //! | 6 | [`cli`] (alone names clap), `main` |
 //!
 //! Devices never see KVM: what they do to the outside is a parameter, so each is tested
@@ -59,6 +59,7 @@
 //! * The caller of [`Machine::run`] runs the first vCPU: a machine with one needs no thread.
 //! * `vcpuN`: its [`kvm::Vcpu`] and its [`bus::BusView`]s, nobody else's.
 //! * `serial-in` carries serial input; it is started when the guest first looks for input.
+//! * `gdb` and `control` serve their sockets, where they were asked for.
 //!
 //! Shared are guest memory, the bus's table, a device's own registers behind its own lock,
 //! and the requests in [`vcpu::Control`]; nothing else. A vCPU is brought out of the guest by
@@ -88,6 +89,7 @@ pub mod kvm;
 pub mod log;
 pub mod machine;
 pub mod mem;
+pub mod state;
 pub mod vcpu;
 pub mod verdict;
 pub mod x86;

@@ -60,6 +60,8 @@ pub enum Success {
     DebugExit,
     /// It powered the machine off.
     PowerOff,
+    /// It suspended the machine to RAM, and had set nothing to wake it.
+    Suspended,
     /// It halted for ever, and the caller said that this is how it ends.
     Halted,
     /// It asked for a reset, and the caller said that this is how it ends.
@@ -229,6 +231,7 @@ impl fmt::Display for Verdict {
         match self {
             Self::Success(Success::DebugExit) => write!(f, "success: debug exit 0"),
             Self::Success(Success::PowerOff) => write!(f, "success: powered off"),
+            Self::Success(Success::Suspended) => write!(f, "success: suspended to RAM"),
             Self::Success(Success::Halted) => write!(f, "success: halted"),
             Self::Success(Success::Reset) => write!(f, "success: reset"),
             Self::Failed { code } => write!(f, "guest failed with code {code}"),

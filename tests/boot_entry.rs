@@ -4,7 +4,7 @@
 mod images;
 
 use images::*;
-use ringfence::boot::{self, Error, Loaded, Module, Protocol, Request};
+use ringfence::boot::{self, Error, Loaded, Module, Protocol, Request, acpi};
 use ringfence::mem::{self, Bytes, GuestAddress, GuestMemory, MemoryMap};
 use ringfence::x86::{Cr0, Cr4, Efer, Mode, Regs, Rflags, Segment as Seg};
 
@@ -899,4 +899,49 @@ fn a_module_that_does_not_fit_is_refused() {
     request.cmdline = "a\0b";
     let error = boot::load(&request).unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("NUL"), "{error}");
+}
+
+/// A request for a machine with ACPI tables.
+fn with_acpi<'a>(bench: &'a Bench, image: &'a [u8]) -> Request<'a> {
+    let ports = acpi::Ports { pm_event: 0x600, pm_control: 0x604, pm_timer: 0x608, reset: 0xCF9 };
+    let hardware = acpi::Hardware { cpus: 1, local_apics: true, io_apic: true, ports };
+    Request { hardware: Some(hardware), ..bench.request(image) }
+}
+
+#[test]
+fn each_protocol_says_where_the_acpi_tables_are() {
+    const RSDP: u64 = 0xE_0000;
+    let bench = Bench::new();
+    let image = BzImage::modern().bytes();
+    let loaded = boot::load(&with_acpi(&bench, &image)).unwrap();
+    assert_eq!(bench.u64(loaded.cpu.regs.rsi + 0x70), RSDP, "acpi_rsdp_addr");
+    assert_eq!(bench.bytes(RSDP, 8), *b"RSD PTR ");
+
+    let bench = Bench::new();
+    let request = Request { entry: Some(Mode::Long), ..with_acpi(&bench, &[0xF4; 64]) };
+    let loaded = boot::load(&request).unwrap();
+    assert_eq!(bench.u64(loaded.cpu.regs.rdi + 32), RSDP, "rsdp_paddr");
+
+    let bench = Bench::new();
+    // ELF32's headers end at a multiple of 4 only.
+    let code = [vec![0; 4], multiboot2_header(&[]), vec![0xF4; 64]].concat();
+    let image = elf32(ET_EXEC, MIB as u32 + 64, &[Segment::load(MIB, MIB, &code, 4096)]);
+    let tags = multiboot2_tags(&bench, &boot::load(&with_acpi(&bench, &image)).unwrap());
+    let tag = |kind| &tags.iter().find(|tag| tag.0 == kind).unwrap().1;
+    assert_eq!(*tag(14), bench.bytes(RSDP, 20));
+    assert_eq!(*tag(15), bench.bytes(RSDP, 36));
+}
+
+#[test]
+fn an_image_where_acpi_tables_belong_gets_none() {
+    let bench = Bench::new();
+    let request = Request {
+        entry: Some(Mode::Protected),
+        load_address: Some(0xE_0100),
+        ..with_acpi(&bench, &[0xF4; 64])
+    };
+    let loaded = boot::load(&request).unwrap();
+    assert_eq!(bench.u64(loaded.cpu.regs.rdi + 32), 0, "no RSDP");
+    assert_eq!(bench.bytes(0xE_0000, 64), [0; 64]);
+    assert!(loaded.placed.iter().all(|placed| placed.what != "ACPI tables"));
 }

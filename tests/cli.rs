@@ -6,7 +6,7 @@ mod common;
 use std::fs;
 use std::time::Duration;
 
-use common::{Dir, need_kvm, report, ringfence, run, script};
+use common::{Dir, bash, need_kvm, report, ringfence, run, script};
 use ringfence::verdict::{EXIT_CODES, exit_code_table};
 use serde_json::Value;
 
@@ -323,6 +323,7 @@ fn serial_output_goes_where_it_is_sent() {
         assert_eq!(machine.serial(), piped, "{guest}");
     }
     run("run @hello --serial file:/nonexistent/said").expect(71).one_line("/nonexistent/said");
+    run("run @hello --trace /dev/full").expect(71).one_line("trace to /dev/full");
     run("run @hello --serial file:/dev/full").expect(71).one_line("No space left on device");
     script("$R run @hello >/dev/full").expect(71).one_line("standard output");
 }
@@ -331,7 +332,7 @@ fn serial_output_goes_where_it_is_sent() {
 fn readers_that_leave_or_never_read() {
     need_kvm();
     let restarts = "$R run @reset-i8042 --on-reset restart";
-    let left = script(&format!("{restarts} --timeout 100s | head -c1; exit ${{PIPESTATUS[0]}}"));
+    let left = bash(&format!("{restarts} --timeout 100s | head -c1; exit ${{PIPESTATUS[0]}}"));
     let left = left.expect(141).one_line("ended by signal 13");
     assert_eq!(left.out(), "r");
     // More than a pipe holds, and nobody reads: the vCPU waits in the write.
@@ -342,7 +343,7 @@ fn readers_that_leave_or_never_read() {
          code=$?; kill %1; exit $code",
         fifo.display()
     );
-    script(&text).expect(124).one_line("timed out");
+    bash(&text).expect(124).one_line("timed out");
 }
 
 #[test]
@@ -364,7 +365,7 @@ fn nobody_is_told_of_a_mistake_and_nothing_breaks() {
         ("$R guests --json | true; exit ${PIPESTATUS[0]}", 0),
         ("$R run --dry-run --json @hello | true; exit ${PIPESTATUS[0]}", 0),
     ] {
-        let ended = script(text).expect(code);
+        let ended = bash(text).expect(code);
         assert!(!ended.stderr.contains("panicked"), "{text}: {ended:?}");
     }
 }

@@ -9,10 +9,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use ringfence::bus::{Bus, MutDevice};
 use ringfence::devices::{
-    Cmos, Console, DebugConsole, DebugExit, HypercallPorts, Hypercalls, Post, PowerControl,
-    PvPanic, ResetControl, Serial, SerialInput, ShutdownPort, SystemControlA, console, i8042,
+    Cmos, Console, DebugConsole, DebugExit, FlushPage, FwCfg, HypercallPorts, Hypercalls,
+    IrqLevels, Mailbox, PmTimer, Post, PowerControl, PvPanic, ReadyLine, ResetControl, Scratch,
+    Serial, SerialInput, ShutdownPort, SystemControlA, console, i8042,
 };
-use ringfence::irq::IrqLine;
+use ringfence::irq::{IrqLine, NotConnected};
+use ringfence::mem;
 use ringfence::verdict::{StopLine, Verdict};
 
 #[derive(Default)]
@@ -25,6 +27,12 @@ impl StopLine for Counter {
     }
 }
 
+impl ReadyLine for Counter {
+    fn ready(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 impl IrqLine for Counter {
     fn trigger(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -33,6 +41,7 @@ impl IrqLine for Counter {
 
 struct Platform {
     bus: Arc<Bus>,
+    devices: Vec<Arc<dyn ringfence::bus::Device>>,
     console: Arc<Console>,
     input: SerialInput,
     stops: Arc<Counter>,
@@ -58,20 +67,27 @@ fn platform() -> Platform {
     });
     let clock = || Duration::new(u64::MAX, 999_999_999);
     let (data, command) = i8042::ports(stop());
-    let bus = Bus::new();
+    let ram = mem::create(1 << 20).unwrap();
+    let (bus, mut devices) = (Bus::new(), vec![]);
     for (base, len, device) in [
         (0x60, 1, data),
         (0x64, 1, command),
         (0x70, Cmos::LEN, mutex(Cmos::new(1 << 40, Box::new(clock)))),
         (0x80, 1, Arc::new(Post::default())),
         (0x92, 1, mutex(SystemControlA::new(stop()))),
+        (0xE0, Scratch::PORTS, mutex(Scratch::new(Scratch::PORTS))),
+        (0xE4, FlushPage::LEN, Arc::new(FlushPage::new(ram.clone()))),
         (0xE9, 1, DebugConsole::new(console.clone())),
         (0xF4, DebugExit::LEN, DebugExit::new(stop())),
         (0x3F8, Serial::LEN, serial),
         (0x505, 1, mutex(PvPanic::new(stop()))),
+        (0x510, FwCfg::LEN, mutex(FwCfg::new(u64::MAX, u32::MAX))),
         (0x520, HypercallPorts::LEN, mutex(HypercallPorts::new(calls))),
+        (0x5E0, Mailbox::LEN, Mailbox::new(Arc::<Counter>::default())),
         (0x600, PowerControl::LEN, mutex(PowerControl::new(stop()))),
+        (0x608, PmTimer::LEN, Arc::new(PmTimer::new(Box::new(clock)))),
         (0xCF9, 1, mutex(ResetControl::new(stop()))),
+        (0x2000, IrqLevels::LEN, Arc::new(IrqLevels::new(Arc::new(NotConnected)))),
         (0x8900, 1, mutex(ShutdownPort::new(stop()))),
         // The same devices where a wide access fits, as in memory-mapped I/O.
         (0x1_0000, 8, Arc::new(Post::default())),
@@ -83,10 +99,15 @@ fn platform() -> Platform {
         (0x1_0060, 8, mutex(Cmos::new(0, Box::new(|| Duration::ZERO)))),
         (0x1_0070, 8, i8042::ports(stop()).0),
         (0x1_0080, 8, i8042::ports(stop()).1),
+        (0x1_0090, 8, Arc::new(FlushPage::new(ram))),
+        (0x1_00A0, 8, mutex(FwCfg::new(0, 0))),
+        (0x1_00B0, 8, Arc::new(PmTimer::new(Box::new(clock)))),
+        (0x2_0000, Scratch::MEMORY, mutex(Scratch::new(Scratch::MEMORY))),
     ] {
+        devices.push(device.clone());
         bus.insert("device", base, len, device).unwrap();
     }
-    Platform { bus, console, input, stops, wanted }
+    Platform { bus, devices, console, input, stops, wanted }
 }
 
 #[derive(Clone, Debug)]
@@ -120,7 +141,13 @@ proptest! {
             Some(base + offset % (last + 1))
         };
         let (mut accesses, mut bytes) = (0, 0);
-        for act in acts {
+        let half = acts.len() / 2;
+        let save = || pc.devices.iter().map(|device| device.save()).collect::<Vec<_>>();
+        let mut saved = save();
+        for (number, act) in acts.into_iter().enumerate() {
+            if number == half {
+                saved = save();
+            }
             match act {
                 Act::Read(device, offset, len) => {
                     if let Some(address) = place(device, offset, len) {
@@ -136,6 +163,11 @@ proptest! {
                 Act::Input(data) => prop_assert!(pc.input.push(&data) <= 64),
             }
         }
+        // Whatever came after, each device is put back to what it was.
+        for (device, state) in pc.devices.iter().zip(&saved) {
+            prop_assert_eq!(device.restore(state), Ok(()));
+        }
+        prop_assert_eq!(save(), saved);
         prop_assert!(pc.stops.0.load(Ordering::Relaxed) <= accesses);
         prop_assert!(pc.wanted.0.load(Ordering::Relaxed) <= 1);
         prop_assert!(pc.console.total() <= bytes as u64);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{LIMIT, need_kvm};
 use ringfence::config::{OnHalt, OnReset};
+use ringfence::inspect::CodeMode;
 use ringfence::machine::{Builder, Machine};
 use ringfence::verdict::{Death, Refusal, Success};
 use ringfence::x86::Mode;
@@ -52,6 +53,17 @@ fn a_kernel_that_hangs_is_ended() {
     assert_eq!(machine.run(), Verdict::TimedOut { limit });
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert_eq!(machine.serial_text(), "spin\n");
+}
+
+#[test]
+fn time_that_is_up_before_the_first_instruction() {
+    need_kvm();
+    let mut machine = flat("spin", "").timeout(Duration::from_nanos(1)).build().unwrap();
+    assert!(matches!(machine.run(), Verdict::TimedOut { .. }));
+    let autopsy = machine.autopsy().unwrap();
+    let line = "not started within 1ns: the guest's first instruction is at 0x100000";
+    assert_eq!(autopsy.summary, line);
+    assert_eq!(autopsy.cpus[0].mode, Some(CodeMode::Long));
 }
 
 #[test]

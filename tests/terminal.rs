@@ -172,6 +172,20 @@ fn the_terminal_comes_back_after_every_end() {
 }
 
 #[test]
+fn the_progress_line_of_tests_is_no_wider_than_the_terminal() {
+    need_kvm();
+    let terminal = Terminal::new("test @spin --timeout 5s");
+    let size = libc::winsize { ws_row: 24, ws_col: 20, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the file is open, and the call reads `size` alone.
+    let set = unsafe { libc::ioctl(terminal.keys.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+    assert_eq!(set, 0);
+    let text = terminal.ends(1);
+    let drawn: Vec<_> = text.split("\r\u{1b}[K").filter(|it| it.contains("done, ")).collect();
+    let last = drawn.last().unwrap().lines().next().unwrap();
+    assert!(last.chars().count() < 20, "{last:?}");
+}
+
+#[test]
 fn refusals_leave_the_terminal_alone() {
     for (line, code) in [
         ("run @hello --kvm /nonexistent", 77),

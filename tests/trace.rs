@@ -202,6 +202,19 @@ fn a_profile_shows_who_called_whom() {
 }
 
 /// The number behind `before` in `text`.
+#[test]
+fn a_processor_that_does_not_run_is_idle_in_a_profile() {
+    let scratch = Scratch::new("idle");
+    let profile = scratch.path("p");
+    let args = ["@spin", "--cpus", "2", "--irqchip", "full", "--timeout", "2s"];
+    let output = ringfence(&[&args[..], &["--profile", &profile]].concat());
+    assert_eq!(output.status.code(), Some(124), "{output:?}");
+    let folded = std::fs::read_to_string(&profile).unwrap();
+    let second: Vec<_> = folded.lines().filter(|line| line.starts_with("vcpu1;")).collect();
+    assert!(matches!(second[..], [line] if line.starts_with("vcpu1;[idle] ")), "{folded}");
+    assert!(folded.contains("vcpu0;0x"), "{folded}");
+}
+
 fn address_after(text: &str, before: &str) -> u64 {
     let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before} in {text}"));
     let digits: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
@@ -218,6 +231,12 @@ fn a_broken_rule_is_named_with_its_instruction() {
         ("msr-read", "msr", "a read of MSR 0xdead00"),
         ("msr-write", "msr", "a write of 0x5 to MSR 0xdead00"),
         ("text", "text", "a write of 0x0bad (2 bytes) to 0x10"),
+        ("text-push", "text", "(8 bytes) to 0x10"),
+        ("text-call", "text", "(8 bytes) to 0x10"),
+        ("text-sidt", "text", "a write of 10 bytes to 0x10"),
+        ("text-fxsave", "text", "a write of 512 bytes to 0x10"),
+        ("text-accessed", "text", "a write of a descriptor's accessed bit to 0x10"),
+        ("null-sidt", "null", "a write of 10 bytes to 0x8, in page zero"),
         ("null-read", "null", "a read of 8 bytes at 0x8, in page zero"),
         ("null-write", "null", "a write of 0x07 (1 byte) to 0x0, in page zero"),
         ("null-jump", "null", "page zero was jumped to"),

@@ -91,9 +91,18 @@ end dead_loop
 function report_panic
     movl $0x505, %edx
     movb $1, %al
-    outb %al, %dx
-    ret
+    outb %al, %dx               # the last: where RIP stands then is no function's
 end report_panic
+
+function await_interrupt
+    sti
+1:  jmp 1b
+end await_interrupt
+
+function halt_for_ever
+    cli
+    hlt
+end halt_for_ever
 
     .section .bss
     .globl small_stack

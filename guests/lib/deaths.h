@@ -18,6 +18,8 @@ void undefined(void);
 void read_reserved(void);
 void dead_loop(void);
 void report_panic(void);
+void await_interrupt(void);
+void halt_for_ever(void);
 
 /* A page, and a stack in the page above it. */
 extern char small_stack[];

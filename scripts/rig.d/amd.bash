@@ -87,7 +87,9 @@ CMD
 }
 
 prepare() {
-	local load=(overlay kvm kvm-amd tun vhost-net vhost-vsock) hash initramfs
+	# The first three are built in since 6.12.
+	local load=(virtio_pci virtio_console virtiofs overlay kvm kvm-amd tun vhost-net vhost-vsock)
+	local hash initramfs
 	[ -z "$net" ] || load+=(virtio_net)
 	[ -z "$iommu" ] || load+=(vfio-pci vfio_iommu_type1)
 	load+=(${modules[@]+"${modules[@]}"})

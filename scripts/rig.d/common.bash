@@ -19,12 +19,16 @@ have() {	# a command, or a file by its path or pattern
 	esac
 }
 
-install_packages() {
+apt_get() {
 	local apt=(apt-get -qq -o DPkg::Lock::Timeout=300)
 	[ "$(id -u)" = 0 ] || apt=(sudo "${apt[@]}")
+	"${apt[@]}" "$@" >&2
+}
+
+install_packages() {
+	local words=(install -y --no-install-recommends "$@")
 	# Package lists that are old or absent are the usual reason of a failure.
-	"${apt[@]}" install -y --no-install-recommends "$@" >&2 ||
-		{ "${apt[@]}" update >&2 && "${apt[@]}" install -y --no-install-recommends "$@" >&2; }
+	apt_get "${words[@]}" || { apt_get update && apt_get "${words[@]}"; }
 }
 
 # need() of the machine prints THING:PACKAGE, a line each.
@@ -69,13 +73,10 @@ download_kernel() {	# into directory $1
 		return
 	fi
 	have apt-get || die "no apt-get here; RINGFENCE_RIG_KERNEL_DEB can name a linux-image package"
-	pkg=$(newest_kernel_package) || pkg=''
-	if [ -z "$pkg" ] || ! (cd "$1" && apt-get -qq -o APT::Sandbox::User=root download "$pkg" >&2); then
-		if [ "$(id -u)" = 0 ]; then apt-get -qq update >&2; else sudo apt-get -qq update >&2; fi
-		pkg=$(newest_kernel_package) ||
-			die "apt offers no Debian cloud kernel; RINGFENCE_RIG_KERNEL_DEB can name a package file"
-		(cd "$1" && apt-get -qq -o APT::Sandbox::User=root download "$pkg" >&2) || die "cannot download $pkg"
-	fi
+	apt_get update || say "the package lists could not be updated; what they offer may be old"
+	pkg=$(newest_kernel_package) ||
+		die "apt offers no Debian cloud kernel; RINGFENCE_RIG_KERNEL_DEB can name a package file"
+	(cd "$1" && apt-get -qq -o APT::Sandbox::User=root download "$pkg" >&2) || die "cannot download $pkg"
 	mv "$1"/*.deb "$1/kernel.deb"
 }
 

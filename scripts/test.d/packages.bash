@@ -5,9 +5,34 @@
 missing_packages() {
 	command -v cc >/dev/null || echo gcc
 	[ -e /usr/include/stdio.h ] || echo libc6-dev
+	command -v clang >/dev/null || echo clang
+	command -v llvm-cov >/dev/null || echo llvm
+	rust_llvm
 	command -v shellcheck >/dev/null || echo shellcheck
+	! wants local && ! wants amd && ! wants intel || command -v gdb >/dev/null || echo gdb
 	! wants amd || scripts/rig amd --missing
 	! wants intel || scripts/rig intel --missing
+}
+
+# The LLVM that reads what rustc's own LLVM counts, where Debian has it.
+rust_llvm() {
+	local name
+	name=llvm-$(rustc -vV 2>/dev/null | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+	command -v "${name/llvm/llvm-cov}" >/dev/null || ! apt-cache show "$name" >/dev/null 2>&1 || echo "$name"
+}
+
+# Unpacks a gdb without Python, whose libraries would be more than all else that the
+# machine with VT-x carries. Prints its directory.
+gdb_to_carry() {
+	local dir
+	dir=$(realpath -m "$logs/../gdb-minimal")
+	if [ ! -x "$dir/usr/bin/gdb" ]; then
+		rm -rf "$dir"
+		mkdir -p "$dir"
+		(cd "$dir" && apt-get -qq -o APT::Sandbox::User=root download gdb-minimal &&
+			dpkg-deb -x gdb-minimal_*.deb .) >&2 || return
+	fi
+	echo "$dir/usr/bin"
 }
 
 need_rust() {

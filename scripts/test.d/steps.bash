@@ -86,12 +86,18 @@ amd_part() {
 }
 
 intel_part() {
-	local name="integration tests, kvm_intel (rig)" program carried=()
+	local name="integration tests, kvm_intel (rig)" program carried=() gdb path
+	path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 	[ ${#small[@]} -gt 0 ] || { could_not_run intel "$name" "no test knows RINGFENCE_TEST_SET=small"; return; }
 	for program in "${small[@]}"; do carried+=(--add "$program"); done
 	carried+=(--add "$(dirname "${small[0]}")/../ringfence" --add "$PWD/guests" --add "$PWD/tests")
+	if gdb=$(gdb_to_carry); then
+		carried+=(--add "$gdb/gdb" --env "PATH=$gdb:$path" --env CI)
+	else
+		could_not_run intel "gdb sessions, kvm_intel (rig)" "apt-get has no gdb-minimal"
+	fi
 	rig_part intel "$name" "$(names_of "${small[@]}")" \
-		scripts/rig intel --timeout 2400 --env "CARGO_MANIFEST_DIR=$PWD" \
+		scripts/rig intel --timeout 2700 --env "CARGO_MANIFEST_DIR=$PWD" \
 		--env RINGFENCE_TEST_SET=small --add "$PWD/scripts/test.d/executables" "${carried[@]}" -- \
 		sh "$PWD/scripts/test.d/executables" "${small[@]}"
 }

@@ -81,6 +81,7 @@ fn real(placer: &mut Placer<'_>, request: &Request<'_>) -> Result<CpuInit, Error
     }
     bios::put(placer)?;
     let image = placer.put_at("image", start, request.image, request.image.len() as u64)?;
+    placer.rsdp()?;
     let (cs, ip) = match start {
         layout::BOOT_SECTOR => (0, start as u16),
         _ => ((start >> 4) as u16, (start & 0xF) as u16),

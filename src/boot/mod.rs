@@ -10,6 +10,7 @@
 //! Images are not trusted: a lying one is an [`Error`] that says what is wrong, and nothing
 //! here allocates or loops more than the image's own size allows.
 
+pub mod acpi;
 mod bios;
 mod bytes;
 mod bzimage;
@@ -95,6 +96,8 @@ pub struct Request<'a> {
     pub modules: &'a [Module<'a>],
     /// Initial RAM disk.
     pub initrd: Option<&'a [u8]>,
+    /// What the ACPI tables describe; there are none where `None`.
+    pub hardware: Option<acpi::Hardware>,
     /// What lies where.
     pub map: &'a MemoryMap,
     /// Where it goes.
@@ -113,6 +116,7 @@ impl<'a> Request<'a> {
             cmdline: "",
             modules: &[],
             initrd: None,
+            hardware: None,
             map,
             memory,
         }
@@ -180,6 +184,11 @@ pub fn probe(image: &[u8]) -> Result<Found, Error> {
         Some((row, description)) => Ok(Found { protocol: row.protocol, description }),
         None => Err(Error::NotUnderstood { looks_like: looks_like(image) }),
     }
+}
+
+/// The protocol that [`load`] would load the image by.
+pub fn protocol(request: &Request<'_>) -> Result<Protocol, Error> {
+    choose(request).map(|row| row.protocol)
 }
 
 /// Loads an image and all that goes with it into guest memory, which is fresh.

@@ -215,6 +215,7 @@ mod info {
 }
 
 fn put_info(placer: &mut Placer<'_>, request: &Request<'_>) -> Result<u64, Error> {
+    placer.rsdp()?; // the structure has no field for it: guests search
     let extras = extras::put(placer, request, &full_cmdline(request))?;
     let name = [LOADER_NAME.as_bytes(), &[0]].concat();
     let name = placer.put("loader name", &name, 8, Room::Block)?.start;

@@ -17,7 +17,8 @@
 //! The information: command line (tag 1, the arguments alone), loader name (2), modules (3;
 //! always page-aligned), basic memory (4), memory map (6), ELF sections (9, with the symbol
 //! and string tables in memory), load base (21, where the header says that the image is
-//! relocatable). Not there: boot device, video, framebuffer, APM, ACPI, network, EFI.
+//! relocatable). ACPI's RSDP (14, 15). Not there: boot device, video,
+//! framebuffer, APM, network, EFI.
 //!
 //! There is no EFI, so that the entry point is the entry address tag's, or ELF's e_entry
 //! (for ELF64: its load address); the EFI tags count for nothing. A relocatable image is

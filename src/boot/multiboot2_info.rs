@@ -5,8 +5,8 @@ use super::bytes::{u16_at, u32_at, u64_at};
 use super::elf_file::Class;
 use super::multiboot::LOADER_NAME;
 use super::place::{Placer, Room};
-use super::{Error, Request, extras};
-use crate::mem::{PAGE_SIZE, Range, layout};
+use super::{Error, Request, acpi, extras};
+use crate::mem::{Bytes, GuestAddress, PAGE_SIZE, Range, layout};
 
 /// Tag types.
 mod tag {
@@ -17,6 +17,8 @@ mod tag {
     pub(super) const MEMORY: u32 = 4;
     pub(super) const MAP: u32 = 6;
     pub(super) const SECTIONS: u32 = 9;
+    pub(super) const OLD_RSDP: u32 = 14;
+    pub(super) const NEW_RSDP: u32 = 15;
     pub(super) const LOAD_BASE: u32 = 21;
 }
 
@@ -58,10 +60,23 @@ pub(super) fn put(
         let head = [s.count, s.entry_size, s.names].map(u32::to_le_bytes).concat();
         list.add(tag::SECTIONS, &[&head, &s.headers]);
     }
+    if let Some(rsdp) = rsdp(placer)? {
+        list.add(tag::OLD_RSDP, &[&rsdp[..acpi::RSDP_1_LEN]]);
+        list.add(tag::NEW_RSDP, &[&rsdp]);
+    }
     if let Some(base) = facts.load_base {
         list.add(tag::LOAD_BASE, &[&base.to_le_bytes()]);
     }
     Ok(placer.put("multiboot information", &list.finish(), 8, Room::Block)?.start)
+}
+
+/// A copy of the RSDP, if there is one.
+fn rsdp(placer: &mut Placer<'_>) -> Result<Option<[u8; acpi::RSDP_LEN]>, Error> {
+    let Some(address) = placer.rsdp()? else { return Ok(None) };
+    let mut bytes = [0; acpi::RSDP_LEN];
+    let refused = |source| Error::Memory { what: "RSDP".to_owned(), address, source };
+    placer.memory().read_slice(&mut bytes, GuestAddress(address)).map_err(refused)?;
+    Ok(Some(bytes))
 }
 
 /// Everything lies below 4 GiB, so that no cast loses anything.

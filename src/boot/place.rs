@@ -4,6 +4,7 @@
 //! Called by the protocols; knows none of them. Guest memory is fresh, so that what
 //! nobody wrote is zero.
 
+use super::acpi::{self, Hardware};
 use super::{Error, Placed, Request};
 use crate::mem::{Bytes, GuestAddress, GuestMemory, MemoryMap, PAGE_SIZE, Range, layout};
 
@@ -33,13 +34,24 @@ pub(super) struct Placer<'m> {
     avoided: Vec<Range>,
     /// End of the highest thing below the 32-bit hole that had a fixed place.
     image_end: u64,
+    /// What the ACPI tables are to say, until they are placed.
+    hardware: Option<Hardware>,
+    /// Address of the RSDP.
+    rsdp: Option<u64>,
 }
 
 impl<'m> Placer<'m> {
     pub(super) fn new(request: &Request<'m>) -> Self {
         let (memory, map) = (request.memory, request.map);
-        let image_end = layout::HIGH_RAM_START;
-        Self { memory, map, placed: Vec::new(), avoided: Vec::new(), image_end }
+        Self {
+            memory,
+            map,
+            placed: Vec::new(),
+            avoided: Vec::new(),
+            image_end: layout::HIGH_RAM_START,
+            hardware: request.hardware,
+            rsdp: None,
+        }
     }
 
     pub(super) fn memory(&self) -> &'m GuestMemory {
@@ -53,6 +65,23 @@ impl<'m> Placer<'m> {
     /// All that was placed, in ascending order.
     pub(super) fn finish(self) -> Vec<Placed> {
         self.placed
+    }
+
+    /// Places the ACPI tables, the first time; gives the address of their RSDP. An image that
+    /// lies where they belong is a machine's firmware itself, and gets none.
+    pub(super) fn rsdp(&mut self) -> Result<Option<u64>, Error> {
+        if let Some(hardware) = self.hardware.take() {
+            let at = layout::ACPI_TABLES;
+            let tables = acpi::tables(at, &hardware);
+            match self.claim("ACPI tables", Range { start: at, end: at + tables.len() as u64 }) {
+                Ok(()) => {
+                    self.write("ACPI tables", at, &tables)?;
+                    self.rsdp = Some(at);
+                }
+                Err(e) => log::info!("no ACPI tables: {e}"),
+            }
+        }
+        Ok(self.rsdp)
     }
 
     /// Keeps what may go anywhere out of `range`.

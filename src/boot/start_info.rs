@@ -32,6 +32,7 @@ pub(super) fn put(placer: &mut Placer<'_>, request: &Request<'_>) -> Result<u64,
         nr_modules: extras.modules.len() as u32,
         modlist_paddr,
         cmdline_paddr: extras.cmdline,
+        rsdp_paddr: placer.rsdp()?.unwrap_or(0),
         memmap_paddr,
         memmap_entries: placer.map().entries.len() as u32,
         ..hvm_start_info::default()

@@ -45,6 +45,7 @@ pub(super) fn put(
         params.hdr.ramdisk_image = range.start as u32;
         params.hdr.ramdisk_size = range.len() as u32;
     }
+    params.acpi_rsdp_addr = placer.rsdp()?.unwrap_or(0);
     params.hdr.type_of_loader = LOADER;
     params.alt_mem_k = placer.map().upper_kib() as u32;
     let entries = &placer.map().entries;

@@ -1,5 +1,6 @@
 //! Exactly what may be typed: clap's structs, and nothing that they lead to.
 
+use std::os::unix::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
@@ -8,9 +9,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::boot::Protocol;
 use crate::config::{self, AutopsyLevel, Description, OnHalt, OnReset};
 use crate::control::gdb;
+use crate::control::protocol::Command as ControlCommand;
 use crate::inspect::watch::{Filter, Format, TraceStyle};
 use crate::irq::Irqchip;
-use crate::x86::Mode;
+use crate::x86::{Mode, Model};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -40,7 +42,9 @@ pub(super) struct Cli {
     pub(super) command: Command,
 }
 
+// Only the command that is asked for is built: of a short run the rest took a tenth.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(super) enum Command {
     /// Run an image in a VM of its own
     Run(Box<RunArgs>),
@@ -48,7 +52,10 @@ pub(super) enum Command {
     Guests(GuestsArgs),
     /// Check this host, and say what to do about each finding
     Doctor(DoctorArgs),
-    /// Show help on a command, or on a topic: exit-codes, report, boot, gdb
+    /// Ask a machine that runs with --control what it does, or steer it
+    Control(ControlArgs),
+    /// Show help on a command, or on a topic: exit-codes, report, boot, gdb, cpu, control,
+    /// coverage
     Help {
         /// A command or a topic
         topic: Option<String>,
@@ -73,6 +80,20 @@ pub(super) struct DoctorArgs {
     /// KVM's device node
     #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
     pub(super) kvm: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "See `ringfence help control`.")]
+pub(super) struct ControlArgs {
+    /// The machine's socket, as it was given to --control
+    #[arg(value_name = "PATH", value_parser = socket_or_path)]
+    pub(super) socket: PathBuf,
+    /// status (what it does), stats (what its exits went into so far), stop, pause or resume
+    #[arg(value_name = "COMMAND", default_value = "status", value_parser = named::<ControlCommand>)]
+    pub(super) command: ControlCommand,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// What to do without KVM.
@@ -121,6 +142,11 @@ pub(super) struct RunArgs {
     /// Number of vCPUs; all but the first wait for INIT and SIPI [default: 1]
     #[arg(short, long, value_name = "N", help_heading = "Machine")]
     cpus: Option<u32>,
+    /// What of the processor the guest sees: a model (max, or a psABI level x86-64-v1 to -v4), and
+    /// changes to it. As in max,-smap or x86-64-v2,vendor=GenuineIntel,+x2apic; see `ringfence
+    /// help cpu` [default: max, all that KVM offers]
+    #[arg(long, value_name = "MODEL,...", allow_hyphen_values = true, value_parser = checked(str::parse::<Model>), help_heading = "Machine")]
+    cpu: Option<String>,
     /// Interrupt controllers in KVM: none, split (local APICs) or full (with I/O APIC, PICs and
     /// PIT) [default: none for flat and ELF images, else full]
     #[arg(long, value_name = "KIND", value_parser = irqchip, help_heading = "Machine")]
@@ -162,7 +188,9 @@ pub(super) struct RunArgs {
     on_reset: Option<OnReset>,
     /// End the guest (code 85) at the first access to nothing (io: ports, mmio: addresses), MSR
     /// that the processor does not have (msr), write to a read-only segment of an ELF image
-    /// (text), or use of page zero (null); without a list, at any of them
+    /// (text), or use of page zero (null); without a list, at any of them. Guarded are whole pages
+    /// that nothing writable shares; a segment that has none is named, -v tells all ranges. No
+    /// exception's stack, and no descriptor that is not yet accessed, can lie in them
     #[arg(long, value_name = "io,mmio,msr,text,null", num_args = 0..=1, require_equals = true, default_missing_value = "all", value_parser = checked(str::parse::<config::Strict>), help_heading = "Verdict")]
     strict: Option<String>,
     /// What to do without KVM
@@ -182,16 +210,20 @@ pub(super) struct RunArgs {
     /// Wait for gdb before the guest's first instruction
     #[arg(long, requires = "gdb", help_heading = "Debugger")]
     pub(super) gdb_wait: bool,
-    /// What to find out about a guest that died: off, fast (what is left of it) or full (on
-    /// AMD-V run it a second time, because a triple fault leaves no registers there)
-    /// [default: full, with a second run only where the first took less than 2 s]
+    /// Let others ask and steer the machine while it runs, over a Unix socket: unix:PATH; see
+    /// `ringfence help control`
+    #[arg(long, value_name = "ADDRESS", value_parser = socket, help_heading = "Explain")]
+    pub(super) control: Option<PathBuf>,
+    /// What to find out about a guest that died: off, fast (what is left of it), full (on AMD-V
+    /// run it a second time, because a triple fault leaves no registers there) or auto (full,
+    /// with a second run only where the first took less than 2 s) [default: auto]
     #[arg(long, value_name = "LEVEL", value_parser = autopsy, help_heading = "Autopsy")]
     autopsy: Option<AutopsyLevel>,
     /// An ELF file with symbols of the guest's, and what to add to its addresses (repeatable);
     /// those of the image itself are known
     #[arg(long, value_name = "FILE[,OFFSET]", value_parser = checked(str::parse::<config::SymbolFile>), help_heading = "Autopsy")]
     symbols: Vec<String>,
-    /// Write a dead guest's memory and registers to a file that gdb opens
+    /// Write a dead guest's memory and registers to a regular file, which gdb opens
     #[arg(long, value_name = "FILE", help_heading = "Autopsy")]
     core: Option<PathBuf>,
 
@@ -214,9 +246,14 @@ pub(super) struct RunArgs {
     #[arg(long, help_heading = "Explain")]
     pub(super) stats: bool,
     /// Write where the guest's time goes, for a flame graph: folded stacks, one a line. Sampled a
-    /// thousand times a second; callers are found by frame pointers
+    /// thousand times a second; callers are found by frame pointers; a processor that is halted or not started is
+    /// [idle]
     #[arg(long, value_name = "FILE", help_heading = "Explain")]
     pub(super) profile: Option<PathBuf>,
+    /// Write the counters of a guest that was compiled for coverage, for llvm-profdata and llvm-cov;
+    /// see `ringfence help coverage`
+    #[arg(long, value_name = "FILE", help_heading = "Explain")]
+    pub(super) coverage: Option<PathBuf>,
 
     /// Print the resolved machine, its memory map and the entry state; run nothing
     #[arg(long, help_heading = "Output")]
@@ -252,6 +289,7 @@ impl RunArgs {
             image: self.image.clone(),
             memory: self.memory.clone(),
             cpus: self.cpus,
+            cpu: self.cpu.clone(),
             cmdline: self.cmdline.clone(),
             modules: (!self.modules.is_empty()).then(|| self.modules.clone()),
             initrd: self.initrd.clone(),
@@ -273,7 +311,7 @@ impl RunArgs {
 }
 
 /// Checks a value here, where the mistake is one of usage, and keeps its text.
-fn checked<T>(
+pub(super) fn checked<T>(
     parse: impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static,
 ) -> impl Fn(&str) -> Result<String, String> + Clone + Send + Sync + 'static {
     move |text| parse(text).map(|_| text.to_owned())
@@ -283,6 +321,23 @@ fn checked<T>(
 fn named<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     let name = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
     T::deserialize(name).map_err(|e| e.to_string())
+}
+
+/// `unix:PATH`, a path that a socket can have.
+fn socket(text: &str) -> Result<PathBuf, String> {
+    match text.strip_prefix("unix:") {
+        Some("") | None => Err("it is not unix:PATH".to_owned()),
+        Some(path) => match SocketAddr::from_pathname(path) {
+            Ok(_) => Ok(path.into()),
+            Err(_) => Err("a socket's path has at most 107 bytes, none of them zero".to_owned()),
+        },
+    }
+}
+
+/// The same, or the path alone.
+fn socket_or_path(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("unix:").unwrap_or(text);
+    socket(&format!("unix:{path}"))
 }
 
 fn irqchip(text: &str) -> Result<Irqchip, String> {
@@ -317,6 +372,17 @@ mod tests {
     #[test]
     fn the_command_line_holds_together() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn control_sockets_have_paths() {
+        assert_eq!(socket("unix:/run/x"), Ok("/run/x".into()));
+        assert_eq!(socket_or_path("unix:/run/x"), socket_or_path("/run/x"));
+        let long = format!("unix:{}", "x".repeat(108));
+        for bad in ["", "unix:", "tcp:localhost:1", "/run/x", &long] {
+            assert!(socket(bad).is_err(), "{bad}");
+        }
+        assert!(socket_or_path("").is_err());
     }
 
     #[test]

@@ -41,6 +41,7 @@ fn machine(out: &mut impl Write, plan: &Plan) -> io::Result<()> {
     writeln!(out, "  image     {}: {}", config.image.display(), plan.loaded.description)?;
     writeln!(out, "  memory    {} MiB", config.memory >> 20)?;
     writeln!(out, "  cpus      {}", config.cpus)?;
+    writeln!(out, "  cpu       {}", config.cpu)?;
     writeln!(out, "  irqchip   {:?}", plan.irqchip)?;
     writeln!(out, "  cmdline   {:?}", plan.cmdline)?;
     for module in &config.modules {

@@ -8,6 +8,7 @@ use clap::builder::StyledStr;
 use super::args::Cli;
 use crate::machine::report;
 use crate::verdict::{Refusal, exit_code_table};
+use crate::x86::features::features;
 
 /// What prints a topic.
 type Text = fn() -> String;
@@ -18,6 +19,9 @@ const TOPICS: &[(&str, Text)] = &[
     ("report", || report::SCHEMA.to_owned()),
     ("boot", || BOOT.to_owned()),
     ("gdb", || GDB.to_owned()),
+    ("cpu", cpu),
+    ("control", || CONTROL.to_owned()),
+    ("coverage", || COVERAGE.to_owned()),
 ];
 
 /// The boot protocols, by the names that `--boot` takes.
@@ -37,6 +41,25 @@ The protocol is found out from the image; --boot forces one.
 protocol promises is documented in the library's `boot` module, with its source.
 ";
 
+/// Coverage.
+const COVERAGE: &str = "\
+  clang ... -fprofile-instr-generate -fcoverage-mapping   (rustc: -C instrument-coverage)
+  ringfence run kernel.elf --coverage kernel.profraw
+  llvm-profdata merge kernel.profraw -o kernel.profdata
+  llvm-cov report kernel.elf -instr-profile=kernel.profdata
+
+The guest needs no file and no code for it: its counters are read out of its memory when it has ended,
+however it ended. `ringfence test --coverage DIR` writes one file an image, summed over its tests, and
+removes the .profraw files that lie in DIR first. Where many tests share a boot, each counts it.
+
+The compiler's runtime library is not needed; the guest defines the symbol that asks for it:
+  int __llvm_profile_runtime;                                           (C)
+  #[unsafe(no_mangle)] static __llvm_profile_runtime: i32 = 0;          (Rust)
+The image is an ELF file that keeps its symbols and its sections __llvm_prf_* and __llvm_cov*, and runs
+where it was linked for, or loaded. llvm-profdata has to be of the compiler's own version, 14 to 17 or 19 and
+newer; LLVM 18's format is written where the image defines __llvm_profile_raw_version.
+";
+
 /// The debugger.
 const GDB: &str = "\
   ringfence run kernel.elf --gdb unix:/tmp/gdb --gdb-wait
@@ -46,8 +69,12 @@ With --gdb-wait the guest's first instruction waits for gdb's `continue`; withou
 time, and the guest stops when it does. Each vCPU is a thread.
 
 The registers are those of x86-64 in every mode. RIP is shown as a linear address, so that breakpoints
-work in 16-bit code too; gdb disassembles as 64-bit code whatever the mode. `hbreak` for code that is
+work in 16-bit code too; gdb disassembles as 64-bit code whatever the mode. Use `hbreak` for code that is
 not in memory yet. A watchpoint takes one of four debug registers (more if it is wide or not aligned).
+
+gdb takes a 32-bit ELF file for an i386's. Where the image is one, or the first file of --symbols is, the
+registers have the i386's names too, $eip beside $rip, and backtraces and `set architecture i8086` work.
+With such a file that ringfence was not given gdb says \"Remote 'g' packet reply is too long\".
 
   monitor walk ADDRESS      the page tables' entries on the way of an address
   monitor cpu               mode, segments, tables, control registers
@@ -57,11 +84,85 @@ not in memory yet. A watchpoint takes one of four debug registers (more if it is
   monitor reset             `continue` then starts the image again
   monitor help              this, and what this KVM cannot do
 
+What this KVM's debug exits can do is tried out when the session begins. Where neither INT3 nor the debug
+registers stop the guest, or all four are in use, breakpoints are looked for by single steps: slowly, and
+not in interrupt handlers. What cannot be done is refused; the words are on ringfence's standard error, and
+on gdb's console when the guest runs on.
+
 A guest that dies stops first, to be looked at; `continue` then ends it. `detach`, and a gdb that quits,
 is killed or loses its connection, leave no breakpoint, and the guest runs on; `kill` ends it as SIGKILL
 would. The exit code is the guest's verdict in any case. --timeout goes on while the guest stands still.
 Whoever can connect has the guest in his hands.
 ";
+
+/// The processor's models and features.
+const CPU: &str = "\
+  --cpu [MODEL][,vendor=NAME][,phys-bits=N][,hyperv][,+FEATURE][,-FEATURE]
+
+The guest sees of the processor what KVM offers (max), or what a level of the x86-64 psABI has
+(x86-64-v1 to x86-64-v4), with what a kernel needs beside it. What needs a feature that is taken away
+goes with it, and so does its part of XSAVE. A feature that KVM does not offer is not to be had: a
+warning says so, and the guest goes without. kvm-pv-eoi is offered by KVM and off unless named.
+
+  vendor=NAME     12 characters, as GenuineIntel or AuthenticAMD
+  phys-bits=N     bits of a physical address, at most what there are
+  hyperv          Hyper-V's interface too, as far as KVM has it: clock, synthetic interrupts, timers
+
+CPUID is what the guest is told. KVM does not keep a guest from every instruction that it is not
+told of. The features, by Linux's or QEMU's names:
+
+";
+
+fn cpu() -> String {
+    const WIDTH: usize = 100;
+    let (mut text, mut line) = (CPU.to_owned(), String::new());
+    for feature in features() {
+        if line.len() + 1 + feature.name.len() > WIDTH {
+            text += &format!(" {line}\n");
+            line.clear();
+        }
+        line += &format!(" {}", feature.name);
+    }
+    text + &format!(" {line}\n")
+}
+
+/// The control socket.
+const CONTROL: &str = r#"  ringfence run kernel.elf --control unix:/tmp/vm &
+  ringfence control /tmp/vm stats
+
+  status   what the machine does, and where each vCPU is
+  stats    what its exits went into so far: by kind, by port, address and MSR, by function of the guest,
+           the time that they took, and KVM's own counters
+  stop     ends it, with the verdict of SIGTERM (exit code 143)
+  pause    has all vCPUs stand still, until `resume`; with --gdb that is the debugger's. The time limit
+           and the guest's clocks go on
+  resume   lets them go on
+
+With `run --stats` all is counted from the start. Without, counting exits costs nothing until `stats` is
+first asked for: then exits by kind and KVM's counters are those since the start, and places, functions
+and times are counted from then on; so ask twice.
+
+The socket is its owner's alone (mode 0600); one that an earlier run left behind is taken over; it goes
+when the guest has ended. One line of JSON is a request, one line the answer:
+
+  {"command": "stats"}         or status, stop, pause, resume
+  {"ok": {...}}                what was asked for; {} of stop, pause, resume
+  {"error": "..."}             why not, in words
+
+The answer to `status`:
+  state            "running", "paused", "ended"
+  wall_seconds     since the machine was built; timeout_seconds: its limit, or null
+  restarts         starts after a reset
+  ringfence, pid, image, backend, memory, cpus    as in the report (`ringfence help report`)
+  vcpus            of each: state ("running", "stopped", "halted", "halted-for-ever", "no-answer"), rip (linear),
+                   function
+The answer to `stats`:
+  wall_seconds, exits, unclaimed, stats    as in the report
+  counted_seconds  the time that `stats` is about, but for KVM's counters; from_start: is it all?
+  silent           numbers of vCPUs that did not answer within 5 s, and are missing
+
+A request is at most 4096 bytes. Of more than 16 connections the one that was silent for longest ends.
+"#;
 
 pub(super) fn show(topic: Option<&str>) -> u8 {
     let mut command = Cli::command();

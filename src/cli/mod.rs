@@ -2,12 +2,14 @@
 //! exit code. The only module that names clap.
 
 mod args;
+mod control;
 mod doctor;
 mod dry_run;
 mod guests;
 mod help;
 mod observe;
 mod run;
+mod same_file;
 mod terminal;
 
 use std::fmt;
@@ -23,6 +25,7 @@ use args::{Cli, Command};
 /// Does what the command line says; gives back the process's exit code.
 pub fn main() -> ExitCode {
     catch_panics();
+    crate::machine::signals::ignore_file_size();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return usage(&e),
@@ -31,6 +34,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Guests(args) => guests::list(&args),
         Command::Doctor(args) => doctor::examine(&args),
+        Command::Control(args) => control::ask(&args),
         Command::Help { topic } => help::show(topic.as_deref()),
     };
     ExitCode::from(code)

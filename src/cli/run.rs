@@ -12,40 +12,57 @@ use log::LevelFilter;
 
 use super::args::{Cli, Command, ExitCodes, IfNoKvm, RunArgs};
 use super::terminal::{Escapes, Key, Raw};
-use super::{dry_run, observe};
+use super::{dry_run, observe, same_file};
 use crate::config::{Config, Description, SerialTarget, is_carried};
-use crate::control::gdb;
+use crate::control::{self, gdb};
 use crate::guests;
-use crate::machine::{self, Error, Input, Io, Keystroke, Machine, Output, Report, signals};
+use crate::machine::{
+    self, Error, Input, Io, Keystroke, Machine, Output, Report, chain, check_writable, signals,
+    write_whole,
+};
 use crate::verdict::{Refusal, Verdict};
 
 /// Runs the command; gives back the exit code.
 pub(super) fn run(args: &RunArgs) -> u8 {
     crate::log::show(level(args));
     let begin = Instant::now();
-    let config = match resolve(args) {
+    let described = describe(args);
+    let typed = || args.description();
+    if let Err(words) = same_file::check(args, described.as_ref().unwrap_or(&typed())) {
+        super::tell(format_args!("{words}"));
+        return super::code(Refusal::Usage); // no report: it may be what would be destroyed
+    }
+    let config = match described.and_then(|it| Ok(Config::resolve(it)?)) {
         Ok(config) => config,
-        Err(e) => {
-            return conclude(
-                args,
-                &e.verdict(),
-                None,
-                Report::new(&e.verdict(), None, begin.elapsed()),
-            );
-        }
+        Err(e) => return conclude(args, None, &Outcome::new(e.verdict(), None, begin)),
     };
     if args.dry_run {
         return plan(args, &config, begin);
     }
-    let (verdict, report) = match execute(args, &config) {
-        Ok((verdict, report)) => (verdict, report),
-        Err(e) => {
-            let verdict = if_no_kvm(args, e.verdict());
-            let report = Report::new(&verdict, Some(&config), begin.elapsed());
-            (verdict, report)
-        }
-    };
-    conclude(args, &verdict, Some(&config), report)
+    if let Some(path) = &args.report
+        && let Err(e) = check_writable(path)
+    {
+        return no_report(path, &e);
+    }
+    let outcome = execute(args, &config)
+        .unwrap_or_else(|e| Outcome::new(if_no_kvm(args, e.verdict()), Some(&config), begin));
+    conclude(args, Some(&config), &outcome)
+}
+
+/// What became of a run.
+struct Outcome {
+    verdict: Verdict,
+    report: Report,
+    /// What could not be written when the guest had ended.
+    unwritten: Vec<Error>,
+}
+
+impl Outcome {
+    /// One that nothing was counted of.
+    fn new(verdict: Verdict, config: Option<&Config>, begin: Instant) -> Self {
+        let report = Report::new(&verdict, config, begin.elapsed());
+        Self { verdict, report, unwritten: Vec::new() }
+    }
 }
 
 fn level(args: &RunArgs) -> LevelFilter {
@@ -57,7 +74,7 @@ fn level(args: &RunArgs) -> LevelFilter {
 }
 
 /// What was typed, over the description file, over what a carried guest needs.
-fn resolve(args: &RunArgs) -> Result<Config, Error> {
+fn describe(args: &RunArgs) -> Result<Description, Error> {
     let mut described = args.description();
     if let Some(path) = &args.config {
         described = described.over(read_description(path)?);
@@ -65,7 +82,7 @@ fn resolve(args: &RunArgs) -> Result<Config, Error> {
     if let Some(image) = described.image.clone().filter(|image| is_carried(image)) {
         described = described.over(carried(&image));
     }
-    Ok(Config::resolve(described)?)
+    Ok(described)
 }
 
 fn read_description(path: &Path) -> Result<Description, Error> {
@@ -78,7 +95,7 @@ fn read_description(path: &Path) -> Result<Description, Error> {
 }
 
 /// The arguments of a carried guest's row; an unknown one is found out when it is read.
-fn carried(image: &Path) -> Description {
+pub(super) fn carried(image: &Path) -> Description {
     let Some(guest) = guests::find(&image.to_string_lossy()) else { return Description::default() };
     let words = ["ringfence", "run"].into_iter().chain(guest.args.iter().copied());
     match Cli::try_parse_from(words) {
@@ -91,42 +108,52 @@ fn plan(args: &RunArgs, config: &Config, begin: Instant) -> u8 {
     let plan = match machine::plan(config) {
         Ok(plan) => plan,
         Err(e) => {
-            let report = Report::new(&e.verdict(), Some(config), begin.elapsed());
-            return conclude(args, &e.verdict(), Some(config), report);
+            let outcome = Outcome::new(e.verdict(), Some(config), begin);
+            return conclude(args, Some(config), &outcome);
         }
     };
     super::printed(dry_run::print(&plan, args.json))
 }
 
-fn execute(args: &RunArgs, config: &Config) -> Result<(Verdict, Report), Error> {
+fn execute(args: &RunArgs, config: &Config) -> Result<Outcome, Error> {
     let host = |doing: &str| {
         let doing = doing.to_owned();
         |source| Error::Host { doing, source }
     };
-    let gdb = listen(args)?;
+    let (gdb, control) = (listen(args)?, open_control(args)?);
     let signal = signals::catch().map_err(host("catch signals"))?;
     let raw = match config.serial {
         SerialTarget::Stdio => Raw::new().map_err(host("make the terminal raw"))?,
         _ => None,
     };
+    observe::check(args, config.core.as_deref())?;
     let observe = observe::observe(args)?;
     let io = Io { signal: Some(signal), observe, ..connect(config, raw.is_some())? };
     let mut machine = Machine::new(config.clone(), io)?;
-    let gdb = gdb.map(|server| start(args, server, &mut machine)).transpose()?;
-    let verdict = machine.run();
-    drop(raw);
-    machine.autopsy();
-    if let Some(path) = &config.core {
-        machine.write_core(path)?;
+    if args.coverage.is_some() {
+        machine.coverage()?; // what cannot be read at the end is better said now
     }
+    let gdb = gdb.map(|server| start(args, server, &mut machine)).transpose()?;
+    let control = control.map(|server| start_control(server, &mut machine)).transpose()?;
+    let verdict = machine.run();
+    drop((raw, control));
+    machine.autopsy();
+    let core = config.core.as_deref().map_or(Ok(false), |path| machine.write_core(path));
     if let Some(session) = gdb {
         session.finish();
     }
     let report = machine.report();
-    observe::write_profile(args, &machine)?;
+    // What cannot be written costs nothing of what can be said.
+    let written = [
+        core.map(drop),
+        machine.whole_trace(),
+        observe::write_profile(args, &machine),
+        observe::write_coverage(args, &machine),
+    ];
+    let unwritten = written.into_iter().filter_map(Result::err).collect();
     // The kernel takes the VM down with the process, faster than piece by piece.
     std::mem::forget(machine);
-    Ok((verdict, report))
+    Ok(Outcome { verdict, report, unwritten })
 }
 
 /// The socket for gdb: before anything else, so that a bad address costs nothing.
@@ -148,6 +175,23 @@ fn start(
     let debugger = machine.debugger(args.gdb_wait)?;
     let doing = "start a thread for gdb".to_owned();
     server.start(debugger).map_err(|source| Error::Host { doing, source })
+}
+
+/// The control socket, as early as the debugger's.
+fn open_control(args: &RunArgs) -> Result<Option<control::Server>, Error> {
+    let Some(path) = &args.control else { return Ok(None) };
+    let doing = format!("make the control socket {}", path.display());
+    let bound = control::Server::bind(path);
+    bound.map(Some).map_err(|source| Error::Host { doing, source })
+}
+
+fn start_control(
+    server: control::Server,
+    machine: &mut Machine,
+) -> Result<control::Session, Error> {
+    let remote = machine.remote()?;
+    let doing = "start a thread for the control socket".to_owned();
+    server.start(remote).map_err(|source| Error::Host { doing, source })
 }
 
 /// The host's side of the serial line.
@@ -211,12 +255,13 @@ fn if_no_kvm(args: &RunArgs, verdict: Verdict) -> Verdict {
 }
 
 /// Says what there is to say, writes the report, gives back the exit code.
-fn conclude(args: &RunArgs, verdict: &Verdict, config: Option<&Config>, report: Report) -> u8 {
+fn conclude(args: &RunArgs, config: Option<&Config>, outcome: &Outcome) -> u8 {
+    let Outcome { verdict, report, unwritten } = outcome;
     let shows =
         if args.quiet { matches!(verdict, Verdict::Refused { .. }) } else { speaks(args, verdict) };
     if shows {
         // The guest's last line may be unfinished: a line of our own starts afresh.
-        let fresh = needs_newline(config, &report);
+        let fresh = needs_newline(config, report);
         let page = report.autopsy.as_ref().map_or(String::new(), |it| format!("ringfence: {it}"));
         let _ = writeln!(io::stderr(), "{fresh}{page}ringfence: {verdict}");
     }
@@ -224,10 +269,13 @@ fn conclude(args: &RunArgs, verdict: &Verdict, config: Option<&Config>, report: 
         let _ = write!(io::stderr(), "{stats}"); // a closed standard error has nobody to tell
     }
     if let Some(path) = &args.report
-        && let Err(e) = write_report(path, &report)
+        && let Err(e) = write_report(path, report)
     {
-        super::tell(format_args!("cannot write the report {}: {e}", path.display()));
-        return super::code(Refusal::Host);
+        return no_report(path, &e);
+    }
+    unwritten.iter().for_each(|e| super::tell(format_args!("{}", chain(e))));
+    if let Some(e) = unwritten.first() {
+        return super::code(e.refusal());
     }
     match args.exit_code {
         ExitCodes::Ringfence => verdict.exit_code(),
@@ -251,25 +299,13 @@ fn needs_newline(config: Option<&Config>, report: &Report) -> &'static str {
     if on_screen && unfinished { "\n" } else { "" }
 }
 
+fn no_report(path: &Path, e: &io::Error) -> u8 {
+    super::tell(format_args!("cannot write the report {}: {e}", path.display()));
+    super::code(Refusal::Host)
+}
+
 fn write_report(path: &Path, report: &Report) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(report)?;
     text.push(b'\n');
     write_whole(path, &text)
-}
-
-/// Writes a file whole or not at all: a reader never finds half of one.
-pub(super) fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
-    if path == Path::new("-") {
-        return io::stdout().write_all(text);
-    }
-    if path.exists() && !path.is_file() {
-        return std::fs::write(path, text); // /dev/stderr, a FIFO: nothing to replace
-    }
-    let mut part = path.as_os_str().to_owned();
-    part.push(format!(".part{}", std::process::id()));
-    let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&part); // the first error is the one to tell
-    }
-    written
 }

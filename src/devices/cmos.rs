@@ -3,12 +3,14 @@
 //!
 //! Clock registers: Motorola MC146818A. Memory sizes: where PC BIOSes leave them, and
 //! SeaBIOS and QEMU agree on them. The clock is a parameter and cannot be set: what a guest
-//! writes to its registers vanishes. No interrupt is raised.
+//! writes to its registers vanishes. No interrupt is raised; the alarm wakes a machine that is
+//! suspended to RAM, and does nothing else.
 
 use std::time::Duration;
 
 use crate::bus::MutDevice;
 use crate::mem::layout::{HIGH_RAM_START, HOLE_START};
+use crate::state::{self, Malformed};
 
 /// The time since 1970-01-01 00:00 UTC.
 pub type Clock = Box<dyn Fn() -> Duration + Send>;
@@ -16,8 +18,11 @@ pub type Clock = Box<dyn Fn() -> Duration + Send>;
 /// Registers of the clock.
 mod register {
     pub const SECONDS: u8 = 0x00;
+    pub const SECONDS_ALARM: u8 = 0x01;
     pub const MINUTES: u8 = 0x02;
+    pub const MINUTES_ALARM: u8 = 0x03;
     pub const HOURS: u8 = 0x04;
+    pub const HOURS_ALARM: u8 = 0x05;
     pub const WEEKDAY: u8 = 0x06;
     pub const DAY: u8 = 0x07;
     pub const MONTH: u8 = 0x08;
@@ -36,10 +41,16 @@ const UIP: u8 = 1 << 7;
 /// UIP is set this long before each second (MC146818A, "Update Cycle"). A guest that waits
 /// for the flag to come and go would wait for ever without it.
 const UPDATE: Duration = Duration::from_micros(244);
+/// Status B: the alarm is on.
+const AIE: u8 = 1 << 5;
+/// An alarm register of any value.
+const ANY: u8 = 0xC0;
 /// Status B: hours count to 24.
 const HOURS_24: u8 = 1 << 1;
 /// Status B: registers are binary, not BCD.
 const BINARY: u8 = 1 << 2;
+/// Seconds of a day.
+const DAY_SECONDS: u64 = 86_400;
 /// Status D: the battery is good, RAM and time are valid.
 const VALID: u8 = 1 << 7;
 /// Hours register in the 12-hour form: afternoon.
@@ -68,14 +79,30 @@ impl Cmos {
         Self { clock, index: 0, bytes }
     }
 
+    /// When, after `now`, the alarm of the clock that was saved so goes off; `None` where it is
+    /// off, or set to a time that no day has. Both are times since 1970-01-01 00:00 UTC.
+    pub fn alarm(saved: &state::Cmos, now: Duration) -> Option<Duration> {
+        use register::*;
+        let at = |index: u8| saved.bytes[usize::from(index)];
+        let status_b = at(STATUS_B);
+        let matches = |second: u64, register: u8, alarm: u8| {
+            at(alarm) & ANY == ANY || at(alarm) == shown(register, second, status_b)
+        };
+        let first = now.as_secs() + 1;
+        let found = (first..first + DAY_SECONDS).find(|second| {
+            matches(*second, SECONDS, SECONDS_ALARM)
+                && matches(*second, MINUTES, MINUTES_ALARM)
+                && matches(*second, HOURS, HOURS_ALARM)
+        });
+        found.filter(|_| status_b & AIE != 0).map(Duration::from_secs)
+    }
+
     fn read_register(&mut self) -> u8 {
         use register::*;
         let status_b = self.bytes[usize::from(STATUS_B)];
         match self.index {
             SECONDS | MINUTES | HOURS | WEEKDAY | DAY | MONTH | YEAR | CENTURY => {
-                let value = field(self.index, (self.clock)().as_secs(), status_b);
-                let (mark, value) = (value & PM, value & !PM);
-                mark | if status_b & BINARY != 0 { value } else { bcd(value) }
+                shown(self.index, (self.clock)().as_secs(), status_b)
             }
             STATUS_A => {
                 let left = 1_000_000_000 - (self.clock)().subsec_nanos();
@@ -110,6 +137,17 @@ impl MutDevice for Cmos {
             }
         }
     }
+
+    fn save(&self) -> Vec<u8> {
+        let Self { clock: _, index, bytes } = self;
+        state::encode(&state::Cmos { index: *index, bytes: *bytes })
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Malformed> {
+        let state::Cmos { index, bytes } = state::decode(state)?;
+        (self.index, self.bytes) = (index & INDEX_MASK, bytes);
+        Ok(())
+    }
 }
 
 /// Address, value and length of each memory size register.
@@ -131,9 +169,16 @@ fn memory_registers(ram: u64) -> [(usize, u32, usize); 5] {
     ]
 }
 
+/// A register of the clock at `seconds` since 1970, as the guest reads it.
+fn shown(index: u8, seconds: u64, status_b: u8) -> u8 {
+    let value = field(index, seconds, status_b);
+    let (mark, value) = (value & PM, value & !PM);
+    mark | if status_b & BINARY != 0 { value } else { bcd(value) }
+}
+
 /// A register of the clock at `seconds` since 1970, in binary, [`PM`] apart.
 fn field(index: u8, seconds: u64, status_b: u8) -> u8 {
-    let (day, second) = (seconds / 86_400, seconds % 86_400);
+    let (day, second) = (seconds / DAY_SECONDS, seconds % DAY_SECONDS);
     let (year, month, day_of_month) = civil(day);
     let hour = (second / 3600) as u8;
     match index {
@@ -260,6 +305,27 @@ mod tests {
                 assert_eq!(read(&mut cmos, 0x04), value, "{hour} {status_b}");
             }
         }
+    }
+
+    #[test]
+    fn the_alarm() {
+        let alarm = |status_b, registers: [u8; 3], now: u64| {
+            let mut cmos = at(now);
+            for (index, value) in [(11, status_b), (1, registers[0]), (3, registers[1])] {
+                cmos.write(0, &[index, value]);
+            }
+            cmos.write(0, &[5, registers[2]]);
+            let saved = state::decode(&cmos.save()).unwrap();
+            Cmos::alarm(&saved, Duration::from_millis(now * 1000 + 1)).map(|at| at.as_secs())
+        };
+        assert_eq!(alarm(0x22, [0xC0; 3], 7), Some(8));
+        assert_eq!(alarm(0x02, [0xC0; 3], 7), None, "it is off");
+        assert_eq!(alarm(0x22, [0x30, 0xFF, 0xC0], 30), Some(90), "BCD, the next minute");
+        assert_eq!(alarm(0x26, [30, 0xFF, 0xC0], 29), Some(30), "binary");
+        assert_eq!(alarm(0x22, [0, 0, 0x13], 0), Some(13 * 3600));
+        assert_eq!(alarm(0x20, [0, 0, 0x81], 0), Some(13 * 3600), "one in the afternoon");
+        assert_eq!(alarm(0x22, [0, 0, 0], 0), Some(86_400), "tomorrow");
+        assert_eq!(alarm(0x22, [0x60, 0xC0, 0xC0], 0), None, "no minute has it");
     }
 
     #[test]

@@ -44,6 +44,14 @@ struct Record {
     limit: usize,
 }
 
+/// A point in a console's record, to which it can be put back.
+#[derive(Clone, Debug)]
+pub struct Position {
+    tail: Vec<u8>,
+    total: u64,
+    captured: usize,
+}
+
 /// What a [`Console`] is made of, beside its stop line. Without an output, bytes vanish.
 pub struct Builder {
     stop: Arc<dyn StopLine>,
@@ -115,6 +123,26 @@ impl Console {
     /// The first bytes, as many as the console was told to capture.
     pub fn captured(&self) -> Vec<u8> {
         lock(&self.record).capture.clone()
+    }
+
+    /// Where the record stands.
+    pub fn position(&self) -> Position {
+        let Record { tail, total, capture, limit: _ } = &*lock(&self.record);
+        Position { tail: tail.iter().copied().collect(), total: *total, captured: capture.len() }
+    }
+
+    /// Puts the record back to an earlier position. What has gone to the sink stays there.
+    pub fn rewind(&self, to: &Position) {
+        let mut record = lock(&self.record);
+        record.tail.clear();
+        record.tail.extend(&to.tail);
+        record.total = to.total;
+        record.capture.truncate(to.captured);
+    }
+
+    /// What was captured since a position.
+    pub fn captured_since(&self, position: &Position) -> Vec<u8> {
+        lock(&self.record).capture.get(position.captured..).unwrap_or_default().to_vec()
     }
 
     /// `Write::write_all` that waits where a sink in non-blocking mode would lose bytes.

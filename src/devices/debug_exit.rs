@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::low_u32;
 use crate::bus::Device;
+use crate::state::Malformed;
 use crate::verdict::{StopLine, Verdict};
 
 /// A debug exit of four ports; 8, 16 or 32 bits may be written to any of them.
@@ -30,6 +31,14 @@ impl Device for DebugExit {
 
     fn write(&self, _offset: u64, data: &[u8]) {
         self.stop.stop(Verdict::from_guest_code(low_u32(data)));
+    }
+
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&self, _state: &[u8]) -> Result<(), Malformed> {
+        Ok(())
     }
 }
 

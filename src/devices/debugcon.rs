@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Console;
 use crate::bus::Device;
+use crate::state::Malformed;
 
 /// What a read gives: the guest's proof that somebody listens (QEMU, `debugcon`'s readback).
 const PRESENT: u8 = 0xE9;
@@ -27,6 +28,14 @@ impl Device for DebugConsole {
 
     fn write(&self, _offset: u64, data: &[u8]) {
         self.console.write(data);
+    }
+
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&self, _state: &[u8]) -> Result<(), Malformed> {
+        Ok(())
     }
 }
 

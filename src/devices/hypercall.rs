@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::{Console, low_u32};
 use crate::bus::MutDevice;
+use crate::state::{self, Malformed};
 use crate::verdict::{StopLine, Verdict};
 
 /// A hypercall's number.
@@ -121,6 +122,21 @@ impl MutDevice for HypercallPorts {
             ARGUMENT => self.argument = low_u32(data),
             _ => {}
         }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let Self { calls: _, function, argument, result } = self;
+        state::encode(&state::HypercallPorts {
+            function: *function,
+            argument: *argument,
+            result: *result,
+        })
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Malformed> {
+        let state::HypercallPorts { function, argument, result } = state::decode(state)?;
+        (self.function, self.argument, self.result) = (function, argument, result);
+        Ok(())
     }
 }
 

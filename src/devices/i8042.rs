@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bitflags::bitflags;
 
 use crate::bus::Device;
+use crate::state::{self, Malformed};
 use crate::verdict::{Death, StopLine, Verdict};
 
 bitflags! {
@@ -148,6 +149,37 @@ impl Controller {
     }
 }
 
+impl Controller {
+    fn save(&self) -> Vec<u8> {
+        let Self { stop: _, status, output, next, output_port, ram } = self;
+        let next = match *next {
+            Next::Keyboard => state::I8042Next::Keyboard,
+            Next::Ram(address) => state::I8042Next::Ram(address),
+            Next::OutputPort => state::I8042Next::OutputPort,
+            Next::Echo => state::I8042Next::Echo,
+            Next::SecondDevice => state::I8042Next::SecondDevice,
+            Next::Nothing => state::I8042Next::Nothing,
+        };
+        let (status, output, output_port) = (status.bits(), *output, *output_port);
+        state::encode(&state::I8042 { status, output, next, output_port, ram: *ram })
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Malformed> {
+        let state::I8042 { status, output, next, output_port, ram } = state::decode(state)?;
+        self.next = match next {
+            state::I8042Next::Keyboard => Next::Keyboard,
+            state::I8042Next::Ram(address) => Next::Ram(address & 0x1F),
+            state::I8042Next::OutputPort => Next::OutputPort,
+            state::I8042Next::Echo => Next::Echo,
+            state::I8042Next::SecondDevice => Next::SecondDevice,
+            state::I8042Next::Nothing => Next::Nothing,
+        };
+        self.status = Status::from_bits_truncate(status);
+        (self.output, self.output_port, self.ram) = (output, output_port, ram);
+        Ok(())
+    }
+}
+
 /// The data port, 0x60.
 struct DataPort(Arc<Mutex<Controller>>);
 
@@ -176,6 +208,15 @@ impl Device for DataPort {
     fn write(&self, _offset: u64, data: &[u8]) {
         lock(&self.0).data(data[0]);
     }
+
+    /// What both ports share is saved by the other one.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&self, _state: &[u8]) -> Result<(), Malformed> {
+        Ok(())
+    }
 }
 
 impl Device for CommandPort {
@@ -185,6 +226,14 @@ impl Device for CommandPort {
 
     fn write(&self, _offset: u64, data: &[u8]) {
         lock(&self.0).command(data[0]);
+    }
+
+    fn save(&self) -> Vec<u8> {
+        lock(&self.0).save()
+    }
+
+    fn restore(&self, state: &[u8]) -> Result<(), Malformed> {
+        lock(&self.0).restore(state)
     }
 }
 

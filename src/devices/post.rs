@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::bus::Device;
+use crate::state::{self, Malformed};
 
 /// The port.
 #[derive(Debug, Default)]
@@ -19,6 +20,17 @@ impl Device for Post {
 
     fn write(&self, _offset: u64, data: &[u8]) {
         self.code.store(data[0], Ordering::Relaxed);
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let Self { code } = self;
+        state::encode(&state::Post { code: code.load(Ordering::Relaxed) })
+    }
+
+    fn restore(&self, state: &[u8]) -> Result<(), Malformed> {
+        let state::Post { code } = state::decode(state)?;
+        self.code.store(code, Ordering::Relaxed);
+        Ok(())
     }
 }
 

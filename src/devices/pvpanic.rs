@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bitflags::bitflags;
 
 use crate::bus::MutDevice;
+use crate::state::{self, Malformed};
 use crate::verdict::{Death, StopLine, Success, Verdict};
 
 bitflags! {
@@ -50,6 +51,17 @@ impl MutDevice for PvPanic {
         } else if event.contains(Event::SHUTDOWN) {
             self.stop.stop(Verdict::Success(Success::PowerOff));
         }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let Self { stop: _, crash_loaded } = self;
+        state::encode(&state::PvPanic { crash_loaded: *crash_loaded })
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Malformed> {
+        let state::PvPanic { crash_loaded } = state::decode(state)?;
+        self.crash_loaded = crash_loaded;
+        Ok(())
     }
 }
 

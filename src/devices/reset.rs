@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::bus::MutDevice;
+use crate::state::{self, Malformed};
 use crate::verdict::{Death, StopLine, Verdict};
 
 fn reset(stop: &dyn StopLine, by: &str) {
@@ -40,6 +41,17 @@ impl MutDevice for ResetControl {
             reset(&*self.stop, "by port 0xcf9");
         }
     }
+
+    fn save(&self) -> Vec<u8> {
+        let Self { stop: _, kept } = self;
+        state::encode(&state::ResetControl { kept: *kept })
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Malformed> {
+        let state::ResetControl { kept } = state::decode(state)?;
+        self.kept = kept;
+        Ok(())
+    }
 }
 
 /// PORT92: fast reset of the processor.
@@ -70,6 +82,17 @@ impl MutDevice for SystemControlA {
         if data[0] & PORT92_RESET != 0 {
             reset(&*self.stop, "by port 0x92");
         }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        let Self { stop: _, value } = self;
+        state::encode(&state::SystemControlA { value: *value })
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Malformed> {
+        let state::SystemControlA { value } = state::decode(state)?;
+        self.value = value;
+        Ok(())
     }
 }
 

@@ -9,12 +9,13 @@ use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use vm_superio::serial::NoEvents;
+use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial as Registers, Trigger};
 
 use super::Console;
 use crate::bus::Device;
 use crate::irq::IrqLine;
+use crate::state::{self, Malformed};
 
 /// Offsets of the registers.
 mod register {
@@ -156,6 +157,14 @@ impl Device for Serial {
             self.access(|port| port.write(register, *byte));
         }
     }
+
+    fn save(&self) -> Vec<u8> {
+        self.lock().save()
+    }
+
+    fn restore(&self, state: &[u8]) -> Result<(), Malformed> {
+        self.lock().restore(state)
+    }
 }
 
 /// What else an access did.
@@ -194,6 +203,57 @@ impl Port {
             }
             _ => Effect::default(),
         }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        // `wanted` and `closed` are the host's.
+        let Self { registers, wanted: _, enabled, empty_pending, closed: _ } = self;
+        let SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer,
+        } = registers.state();
+        state::encode(&state::Serial {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            received: in_buffer,
+            enabled: *enabled,
+            empty_pending: *empty_pending,
+        })
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Malformed> {
+        let saved: state::Serial = state::decode(state)?;
+        let registers = SerialState {
+            baud_divisor_low: saved.baud_divisor_low,
+            baud_divisor_high: saved.baud_divisor_high,
+            interrupt_enable: saved.interrupt_enable,
+            interrupt_identification: saved.interrupt_identification,
+            line_control: saved.line_control,
+            line_status: saved.line_status,
+            modem_control: saved.modem_control,
+            modem_status: saved.modem_status,
+            scratch: saved.scratch,
+            in_buffer: saved.received,
+        };
+        self.registers = Registers::from_state(&registers, Unconnected, NoEvents, Sent(None))
+            .map_err(|e| Malformed(format!("a serial port: {e}")))?;
+        (self.enabled, self.empty_pending) = (saved.enabled, saved.empty_pending);
+        Ok(())
     }
 
     /// Reads the identification register: the most urgent cause. Only "transmit register
@@ -257,6 +317,11 @@ impl SerialInput {
         let waited = self.0.room.wait_timeout_while(self.0.lock(), timeout, full);
         let (mut port, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if port.closed { 0 } else { port.room() }
+    }
+
+    /// Undoes [`Self::close`], when the machine is put back.
+    pub fn reopen(&self) {
+        self.0.lock().closed = false;
     }
 
     /// Ends every wait, now and later. For whoever stops the machine.

@@ -1,6 +1,7 @@
 //! Who called whom: by the image's unwind tables, by frame pointers, or by what lies on top of
 //! the stack.
 
+use iced_x86::{Instruction, Mnemonic, Register};
 use serde::Serialize;
 
 use super::fault::Standing;
@@ -15,7 +16,7 @@ const DEEPEST: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Found {
-    /// RIP itself.
+    /// RIP itself, or the instruction before it that the vCPU ended by.
     Rip,
     /// By an unwind table.
     UnwindTable,
@@ -44,14 +45,16 @@ pub(super) struct Cursor {
     pub(super) rbp: u64,
 }
 
-/// The frames from the innermost out.
-pub(super) fn of(at: &Standing<'_>, symbols: &Symbols<'_>) -> Vec<Frame> {
+/// The frames from the innermost out, and whether there are more than that.
+pub(super) fn of(at: &Standing<'_>, symbols: &Symbols<'_>) -> (Vec<Frame>, bool) {
     let regs = &at.cpu.regs;
     let mut cursor = Cursor { rip: regs.rip, rsp: regs.rsp, rbp: regs.rbp };
     let place = symbols.at(at.code.linear(cursor.rip));
     let mut frames = vec![Frame { rip: cursor.rip, place, found: Found::Rip }];
-    while frames.len() < DEEPEST {
-        let Some((next, found)) = caller(at, symbols, &cursor, frames.len() == 1) else { break };
+    while let Some((next, found)) = caller(at, symbols, &cursor, frames.len() == 1) {
+        if frames.len() == DEEPEST {
+            return (frames, true);
+        }
         // A call lies before the address that it returns to, and may end its function.
         let place = symbols.at(at.code.linear(next.rip.wrapping_sub(1))).map(|place| {
             let offset = place.offset + 1;
@@ -63,7 +66,7 @@ pub(super) fn of(at: &Standing<'_>, symbols: &Symbols<'_>) -> Vec<Frame> {
         }
         cursor = next;
     }
-    frames
+    (frames, false)
 }
 
 fn caller(
@@ -80,6 +83,14 @@ fn caller(
         .filter(|next| at.code.follows_call(next.rip));
     if let Some(next) = by_table {
         return Some((next, Found::UnwindTable));
+    }
+    let start = || {
+        let place = symbols.at(at.code.linear(cursor.rip)).filter(|_| innermost)?;
+        Some(cursor.rip.wrapping_sub(place.offset))
+    };
+    if let Some(rip) = start().and_then(|start| frameless(at, start, cursor)) {
+        let rsp = cursor.rsp.wrapping_add(width(at));
+        return Some((Cursor { rip, rsp, ..*cursor }, Found::TopOfStack));
     }
     if let Some(next) = frame_pointer(at, cursor) {
         return Some((next, Found::FramePointer));
@@ -114,6 +125,21 @@ fn fresh_call(at: &Standing<'_>, symbols: &Symbols<'_>, cursor: &Cursor) -> Opti
     let at_start = symbols.at(at.code.linear(cursor.rip)).is_some_and(|place| place.offset == 0);
     let no_code = at.fetch(cursor.rip, 1).is_err();
     if at_start || no_code { top_of_stack(at, cursor) } else { None }
+}
+
+/// A function that makes no frame leaves RBP as its caller's, by which the caller would be passed
+/// over. Its return address is on top of the stack where it has pushed nothing: the one of a call
+/// of this very function, which begins at `start`.
+pub(super) fn frameless(at: &Standing<'_>, start: u64, cursor: &Cursor) -> Option<u64> {
+    let marks = |it: &Instruction| matches!(it.mnemonic(), Mnemonic::Endbr64 | Mnemonic::Endbr32);
+    let mut first = at.code.at(start)?;
+    if marks(&first) {
+        first = at.code.at(first.next_ip())?;
+    }
+    let makes_frame =
+        first.mnemonic() == Mnemonic::Push && first.op0_register().full_register() == Register::RBP;
+    let rip = top_of_stack(at, cursor).filter(|_| !makes_frame)?;
+    (at.code.call_target(rip) == Some(start)).then_some(rip)
 }
 
 fn frame_pointer(at: &Standing<'_>, cursor: &Cursor) -> Option<Cursor> {

@@ -4,26 +4,50 @@
 use std::fmt::Write as _;
 
 use super::backtrace::Frame;
+use super::debug;
 use super::delivery::{self, Chain};
 use super::disasm;
-use super::fault::{self, DOUBLE_FAULT, Fault, Standing};
+use super::fault::{DOUBLE_FAULT, Fault, Standing};
 use super::symbols::Place;
 use super::walk::{Access, AddressSpace, End};
 use super::{Cpu, CpuFindings, Ending, Registers, Source, Subject};
-use crate::x86::{CpuState, Rflags};
+use crate::kvm::{Backend, LocalApic};
+use crate::x86::{CpuState, Efer, Rflags};
 
 /// The exceptions that ended in a triple fault, as far as the state tells.
 pub(super) fn faults(at: &Standing<'_>, cpu: &Cpu) -> Option<Chain> {
-    let raised = at.fault().map(|fault| delivery::chain(&at.space, at.cpu, fault));
+    let chain = |event| delivery::chain(&at.space, at.cpu, event);
+    let told = debug::told(at.cpu, &cpu.debug_registers).map(chain);
+    if told.as_ref().is_some_and(|chain| chain.triple_fault) {
+        return told;
+    }
+    let raised = at.fault().map(chain);
     if raised.as_ref().is_some_and(|chain| chain.triple_fault) {
         return raised;
     }
-    let vectors = [cpu.events.exception, cpu.events.interrupt];
-    let on_its_way = vectors.into_iter().flatten().map(|vector| Fault::new(vector, ""));
-    // Nothing else: an interrupt that came, where interrupts are on.
-    let any = at.cpu.rflags.contains(Rflags::IF).then(|| Fault::new(32, "whichever came"));
-    let mut chains = on_its_way.chain(any).map(|event| delivery::chain(&at.space, at.cpu, event));
+    let exception = cpu.events.exception.map(|vector| Fault::new(vector, ""));
+    let events = debug::single_step(at.cpu).into_iter().chain(exception);
+    let mut chains = events.chain(interrupts(at, cpu)).map(chain);
     chains.find(|chain| chain.triple_fault).or(raised)
+}
+
+/// The interrupts that may have come here, the likeliest first: what KVM was delivering, what a
+/// controller has handed over, what one still holds.
+fn interrupts(at: &Standing<'_>, cpu: &Cpu) -> Vec<Fault> {
+    let named = |vectors: &[u8], why| {
+        let highest_first = vectors.iter().rev();
+        highest_first.map(|vector| Fault::interrupt(*vector, why)).collect::<Vec<_>>()
+    };
+    let mut all: Vec<_> = cpu.events.interrupt.iter().map(|it| Fault::interrupt(*it, "")).collect();
+    if !at.cpu.rflags.contains(Rflags::IF) {
+        return all;
+    }
+    let none = LocalApic::default();
+    let apic = cpu.local_apic.as_ref().filter(|apic| apic.enabled).unwrap_or(&none);
+    all.extend(named(&apic.in_service, "in service in the local APIC"));
+    all.extend(named(&cpu.pic, "from the PIC"));
+    all.extend(named(&apic.pending, "pending in the local APIC"));
+    all
 }
 
 pub(super) fn summary(subject: &Subject<'_>, cpu: &CpuFindings) -> String {
@@ -33,9 +57,16 @@ pub(super) fn summary(subject: &Subject<'_>, cpu: &CpuFindings) -> String {
     };
     let at = place(cpu);
     match (&subject.ending, whole) {
-        (Ending::TripleFault, Some(_)) => triple_fault(cpu, subject.source),
+        (Ending::TripleFault, Some(state)) if subject.source == Source::OtherWay => {
+            format!("in a second run, that went another way: {}", triple_fault(subject, cpu, state))
+        }
+        (Ending::TripleFault, Some(state)) => triple_fault(subject, cpu, state),
         (Ending::TripleFault, None) => {
-            format!("triple fault some time after the guest's last exit, {at}; the rest is lost")
+            let since = match subject.source {
+                Source::Start => "start",
+                _ => "last exit",
+            };
+            format!("triple fault some time after the guest's {since}, {at}; the rest is lost")
         }
         (Ending::Unrunnable, Some(state)) => unrunnable(subject, cpu, state),
         (Ending::Unrunnable, None) => format!("an instruction that KVM could not run {at}"),
@@ -49,6 +80,9 @@ pub(super) fn summary(subject: &Subject<'_>, cpu: &CpuFindings) -> String {
             format!("halted for ever {at}: {}", halt_words(state))
         }
         (Ending::Halted, None) => format!("halted for ever {at}"),
+        (Ending::TimedOut(limit), _) if subject.source == Source::BeforeStart => {
+            format!("not started within {limit}: the guest's first instruction is {at}")
+        }
         (Ending::TimedOut(limit), state) => {
             let how = state.map_or(String::new(), |state| running(cpu, state));
             format!("still running after {limit} {at}{how}")
@@ -67,19 +101,18 @@ pub(super) fn without_state(ending: &Ending) -> String {
 
 /// "in `memset+0x1c` (mem.c:41), called from `main+0x10` (main.c:3)", or "at 0x100123".
 fn place(cpu: &CpuFindings) -> String {
-    let rip = cpu.registers.regs().rip;
-    let mut text = match &cpu.place {
+    let rip = cpu.backtrace.first().map_or(cpu.registers.regs().rip, |frame| frame.rip);
+    let here = match &cpu.place {
         Some(place) => format!("in {}", quoted(place)),
-        None => format!("at {rip:#x}"),
+        None => format!("at {}", cpu.address(rip)),
     };
-    if let Some(caller) = cpu.backtrace.get(1) {
-        let _ = write!(text, ", called from {}", frame(caller));
-    }
-    text
+    here + &caller(cpu)
 }
 
-fn frame(frame: &Frame) -> String {
-    frame.place.as_ref().map_or_else(|| format!("{:#x}", frame.rip), quoted)
+fn caller(cpu: &CpuFindings) -> String {
+    let Some(Frame { rip, place, .. }) = cpu.backtrace.get(1) else { return String::new() };
+    let named = place.as_ref().map_or_else(|| cpu.address(*rip), quoted);
+    format!(", called from {named}")
 }
 
 fn quoted(place: &Place) -> String {
@@ -89,11 +122,10 @@ fn quoted(place: &Place) -> String {
     name + &lines
 }
 
-fn triple_fault(cpu: &CpuFindings, source: Source) -> String {
+fn triple_fault(subject: &Subject<'_>, cpu: &CpuFindings, state: &CpuState) -> String {
     let at = place(cpu);
     let Some(chain) = &cpu.faults else {
-        let text = cpu.code.iter().find(|line| line.here).map_or("nothing", |line| &line.text);
-        return format!("triple fault {at}: nothing in the state tells why `{text}` would fault");
+        return format!("triple fault {at}: {}", unexplained(subject.backend, cpu, state));
     };
     let mut words = String::new();
     let mut last = "";
@@ -115,7 +147,7 @@ fn triple_fault(cpu: &CpuFindings, source: Source) -> String {
     }
     if chain.triple_fault {
         words.push_str("triple fault");
-    } else if source == Source::SecondRun {
+    } else if matches!(subject.source, Source::SecondRun | Source::OtherWay) {
         words.push_str("; it died later, in a handler or after it");
     } else {
         words.push_str("; what made it a triple fault is not in the state");
@@ -123,23 +155,43 @@ fn triple_fault(cpu: &CpuFindings, source: Source) -> String {
     words
 }
 
+/// What there is to say where no fault is found.
+fn unexplained(backend: Backend, cpu: &CpuFindings, state: &CpuState) -> String {
+    let Some(line) = cpu.code.iter().find(|line| line.here) else {
+        return "code that cannot be read".to_owned();
+    };
+    let text = &line.text;
+    let mut words = format!("nothing in the state tells why `{text}` would fault");
+    if state.rflags.contains(Rflags::IF) {
+        words.push_str("; interrupts are on: one may have come, and found no handler");
+    }
+    let pages = text.starts_with("mov cr0,") && !state.efer.contains(Efer::LME);
+    if pages && backend == Backend::KvmPvm {
+        words.push_str("; kvm_pvm has no paging outside long mode");
+    }
+    words
+}
+
 /// An exception that a delivery raised: its reason has been told.
 fn raised(fault: &Fault) -> String {
     let address = fault.address.map_or(String::new(), |address| format!(" at {address:#x}"));
-    fault::name(fault.vector) + &address
+    fault.name() + &address
 }
 
 /// KVM gave up on an instruction, or on the place that it should have come from.
 fn unrunnable(subject: &Subject<'_>, cpu: &CpuFindings, state: &CpuState) -> String {
-    let bits = subject.cpus.iter().find(|it| it.id == cpu.id).map_or(52, |it| it.physical_bits);
-    let space = AddressSpace::new(subject.memory, state, bits);
+    let space = AddressSpace::new(subject.memory, state);
     let at = Standing::new(space, state);
     let (rip, place) = (state.linear_rip(), place(cpu));
     let why = cpu.kvm.first().map_or(String::new(), |why| format!(" ({why})"));
     if let End::Page { physical, memory: false, .. } = space.walk(rip).end {
         let behind =
             if physical == rip { String::new() } else { format!(", physical {physical:#x}") };
-        return format!("instruction fetch at {rip:#x}{behind}, where no memory is, {place}{why}");
+        let place = match &cpu.place {
+            Some(_) => format!(", {place}"),
+            None => caller(cpu),
+        };
+        return format!("instruction fetch at {rip:#x}{behind}, where no memory is{place}{why}");
     }
     if let Err(fault) = at.fetch(state.regs.rip, 1) {
         return format!("{} {place}, which KVM could not deliver{why}", fault.words());
@@ -183,5 +235,5 @@ pub(super) fn fault_kind(fault: &Fault) -> String {
         Some(Access::Execute) => " on instruction fetch",
         _ => "",
     };
-    format!("{}{access} (vector {}{code})", fault::name(fault.vector), fault.vector)
+    format!("{}{access} (vector {}{code})", fault.name(), fault.vector)
 }

@@ -76,7 +76,11 @@ pub fn chain(space: &AddressSpace<'_>, cpu: &CpuState, event: Fault) -> Chain {
     while let Some(event) = next.take().filter(|_| attempts.len() < 4) {
         let attempt = attempt(space, cpu, event);
         if let Some(raised) = &attempt.raised {
-            match combine(attempt.event.vector, raised.vector) {
+            let after = match attempt.event.external {
+                true => After::Serial,
+                false => combine(attempt.event.vector, raised.vector),
+            };
+            match after {
                 After::Serial => next = Some(raised.clone()),
                 After::DoubleFault => {
                     next = Some(Fault { why: String::new(), ..Fault::new(DOUBLE_FAULT, "") });
@@ -234,6 +238,12 @@ fn read_gate(
         true => descriptor::read(space, at.wrapping_add(8)).map_err(unreadable)?,
         false => 0,
     };
+    let is_memory = |part| space.peek_number(at.wrapping_add(part), 8).is_some();
+    if !is_memory(0) || long && !is_memory(8) {
+        // It reads as all ones, which is no gate.
+        let words = format!("IDT entry {vector}, at {at:#x}, lies where no memory is");
+        return Err(Obstacle::new(words, PROTECTION, u32::from(vector) << 3 | 3));
+    }
     let kind = (low >> 40 & 0xF) as u8;
     let upper = if kind >= 14 || long { low >> 48 << 16 } else { 0 };
     Ok(Gate {

@@ -95,6 +95,11 @@ pub(super) fn lookup(
     cpu: &CpuState,
     selector: u16,
 ) -> Result<Descriptor, Missing> {
+    read(space, address(cpu, selector)?).map(Descriptor).map_err(Missing::Fault)
+}
+
+/// Its linear address.
+pub(super) fn address(cpu: &CpuState, selector: u16) -> Result<u64, Missing> {
     if selector & !3 == 0 {
         return Err(Missing::Null);
     }
@@ -117,7 +122,7 @@ pub(super) fn lookup(
             )));
         }
     }
-    read(space, base.wrapping_add(offset.into())).map(Descriptor).map_err(Missing::Fault)
+    Ok(base.wrapping_add(offset.into()))
 }
 
 /// Eight bytes of a table of the processor's, read as it reads them.

@@ -19,7 +19,7 @@ pub struct Line {
     pub bytes: String,
     /// In Intel's notation.
     pub text: String,
-    /// Is it the one at RIP?
+    /// Is it the one at RIP, or that the vCPU ended by?
     pub here: bool,
 }
 
@@ -57,6 +57,21 @@ impl<'m> Code<'m> {
             .then(|| Decoder::with_ip(self.bits, &bytes, rip, DecoderOptions::NONE).decode())
     }
 
+    /// Is the instruction at `rip` longer than any may be? Only prefixes that are there twice make
+    /// it that: without them it is one.
+    pub(super) fn is_too_long(&self, rip: u64) -> bool {
+        let bytes = self.bytes(rip, 2 * LONGEST);
+        let (prefixes, rest) =
+            bytes.split_at(bytes.iter().take_while(|it| is_prefix(**it)).count());
+        let mut once = prefixes.to_vec();
+        once.sort_unstable();
+        once.dedup();
+        let again = prefixes.len() - once.len();
+        let shorter = [&once, rest].concat();
+        let it = Decoder::with_ip(self.bits, &shorter, rip, DecoderOptions::NONE).decode();
+        prefixes.len() >= LONGEST || !it.is_invalid() && it.len() + again > LONGEST
+    }
+
     /// The bytes at `rip` in hexadecimal, `len` of them.
     pub(super) fn hex(&self, rip: u64, len: usize) -> String {
         let digits: Vec<_> =
@@ -75,6 +90,14 @@ impl<'m> Code<'m> {
                     && it.len() as u64 == len
             })
         })
+    }
+
+    /// Where the direct call goes that ends at `rip`, if one does.
+    pub(super) fn call_target(&self, rip: u64) -> Option<u64> {
+        let call = |len: u64| self.at(rip.wrapping_sub(len)).filter(|it| it.len() as u64 == len);
+        // E8 with a displacement of 32 bits, or of 16.
+        let mut calls = [5, 3].into_iter().filter_map(call).filter(|it| it.is_call_near());
+        calls.next().map(|it| it.near_branch_target())
     }
 
     /// `before` instructions before `rip`, the one there, and `after` after it.
@@ -137,6 +160,12 @@ impl<'m> Code<'m> {
         }
         (bytes.len() as u64 == rip.wrapping_sub(start)).then_some(starts)
     }
+}
+
+/// LOCK, REPNE and REP, the segments, and the sizes of operands and addresses (Intel SDM Vol. 2A
+/// 2.1.1).
+fn is_prefix(byte: u8) -> bool {
+    matches!(byte, 0xF0 | 0xF2 | 0xF3 | 0x26 | 0x2E | 0x36 | 0x3E | 0x64..=0x67)
 }
 
 /// An instruction in Intel's notation.

@@ -11,7 +11,7 @@ use super::disasm::{self, Code, LONGEST};
 use super::operands;
 use super::special;
 use super::walk::{Access, AddressSpace, PageFault};
-use crate::x86::{CpuState, Cr0, Cr4, Mode};
+use crate::x86::{CpuState, Cr0, Cr4, Efer, Mode, Rflags};
 
 /// An exception that an instruction raises.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -26,8 +26,14 @@ pub struct Fault {
     pub access: Option<Access>,
     /// Why, in words.
     pub why: String,
+    /// An interrupt of a controller's, whatever its vector: it has no error code and makes no
+    /// double fault.
+    #[serde(skip)]
+    pub(super) external: bool,
 }
 
+/// #DB
+pub(super) const DEBUG: u8 = 1;
 /// #DE
 pub(super) const DIVIDE: u8 = 0;
 /// #UD
@@ -46,6 +52,8 @@ pub(super) const STACK: u8 = 12;
 pub(super) const PROTECTION: u8 = 13;
 /// #PF
 pub(super) const PAGE: u8 = 14;
+/// #AC
+pub(super) const ALIGNMENT: u8 = 17;
 
 /// What an exception is called.
 pub fn name(vector: u8) -> String {
@@ -76,7 +84,16 @@ pub fn name(vector: u8) -> String {
 impl Fault {
     pub(super) fn new(vector: u8, why: impl Into<String>) -> Self {
         let error_code = matches!(vector, 8 | 10..=14 | 17).then_some(0);
-        Self { vector, error_code, address: None, access: None, why: why.into() }
+        Self { vector, error_code, address: None, access: None, why: why.into(), external: false }
+    }
+
+    pub(super) fn interrupt(vector: u8, why: &str) -> Self {
+        Self { external: true, error_code: None, ..Self::new(vector, why) }
+    }
+
+    /// What it is called.
+    pub(super) fn name(&self) -> String {
+        if self.external { format!("interrupt {:#x}", self.vector) } else { name(self.vector) }
     }
 
     pub(super) fn with_code(vector: u8, code: u32, why: impl Into<String>) -> Self {
@@ -85,7 +102,7 @@ impl Fault {
 
     /// What and why, without where: "page fault at 0x0 (write, not present)".
     pub fn words(&self) -> String {
-        let name = name(self.vector);
+        let name = self.name();
         match (self.address, self.access) {
             (Some(address), Some(access)) => {
                 format!("{name} at {address:#x} ({}, {})", access.words(), self.why)
@@ -104,6 +121,7 @@ impl From<PageFault> for Fault {
             address: Some(fault.address),
             access: Some(fault.access),
             why: fault.why,
+            external: false,
         }
     }
 }
@@ -140,6 +158,10 @@ impl<'m> Standing<'m> {
         let len = if it.is_invalid() { self.readable(rip) + 1 } else { it.len() };
         if let Err(fault) = self.fetch(rip, len.min(LONGEST) as u64) {
             return Some(fault);
+        }
+        if it.is_invalid() && self.code.is_too_long(rip) {
+            let why = format!("an instruction of more than {LONGEST} bytes");
+            return Some(Fault::new(PROTECTION, why));
         }
         if it.is_invalid() {
             let why = format!("bytes {} are no instruction", self.code.hex(rip, 4));
@@ -186,20 +208,32 @@ impl<'m> Standing<'m> {
     /// Instructions that the control registers switch off.
     fn unavailable(&self, it: &Instruction) -> Option<Fault> {
         let (cr0, cr4) = (self.cpu.cr0, self.cpu.cr4);
-        let words = disasm::text(it);
-        let off = |why: &str| Some(Fault::new(INVALID_OPCODE, format!("{words}, and {why}")));
+        // Only where it faults: a second run asks of each of its steps.
+        let words = || disasm::text(it);
+        let off = |why: &str| Some(Fault::new(INVALID_OPCODE, format!("{}, and {why}", words())));
         if matches!(it.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2) {
-            return Some(Fault::new(INVALID_OPCODE, words));
+            return Some(Fault::new(INVALID_OPCODE, words()));
+        }
+        let leaves =
+            matches!(it.mnemonic(), Mnemonic::Syscall | Mnemonic::Sysret | Mnemonic::Sysretq);
+        if leaves && !self.cpu.efer.contains(Efer::SCE) {
+            return off("EFER.SCE is clear");
         }
         for feature in it.cpuid_features() {
             match feature {
                 CpuidFeature::FPU
                     if it.mnemonic() != Mnemonic::Wait && cr0.intersects(Cr0::EM | Cr0::TS) =>
                 {
-                    let why = format!("{words}, and CR0.EM or CR0.TS is set");
+                    let why = format!("{}, and CR0.EM or CR0.TS is set", words());
                     return Some(Fault::new(NO_DEVICE, why));
                 }
-                CpuidFeature::AVX | CpuidFeature::AVX2 | CpuidFeature::AVX512F
+                CpuidFeature::AVX
+                | CpuidFeature::AVX2
+                | CpuidFeature::AVX512F
+                | CpuidFeature::XSAVE
+                | CpuidFeature::XSAVEOPT
+                | CpuidFeature::XSAVEC
+                | CpuidFeature::XSAVES
                     if !cr4.contains(Cr4::OSXSAVE) =>
                 {
                     return off("CR4.OSXSAVE is clear");
@@ -216,7 +250,7 @@ impl<'m> Standing<'m> {
                         () if cr0.contains(Cr0::EM) => return off("CR0.EM is set"),
                         () if !cr4.contains(Cr4::OSFXSR) => return off("CR4.OSFXSR is clear"),
                         () if cr0.contains(Cr0::TS) => {
-                            let why = format!("{words}, and CR0.TS is set");
+                            let why = format!("{}, and CR0.TS is set", words());
                             return Some(Fault::new(NO_DEVICE, why));
                         }
                         () => {}
@@ -229,7 +263,7 @@ impl<'m> Standing<'m> {
     }
 
     /// The memory operands, explicit and implied.
-    fn memory(&self, it: &Instruction) -> Option<Fault> {
+    pub(super) fn memory(&self, it: &Instruction) -> Option<Fault> {
         if matches!(it.mnemonic(), Mnemonic::Lea | Mnemonic::Nop | Mnemonic::Invlpg) {
             return None;
         }
@@ -279,6 +313,22 @@ impl<'m> Standing<'m> {
         [linear, last]
             .into_iter()
             .find_map(|at| self.space.translate(at, access, self.user()).err().map(Fault::from))
+            .or_else(|| self.alignment_check(it, linear, size))
+    }
+
+    /// Ring 3 has alignment checked where both CR0.AM and RFLAGS.AC ask for it. What more than
+    /// eight bytes must be aligned to depends on the instruction, and is not looked at.
+    fn alignment_check(&self, it: &Instruction, linear: u64, size: u64) -> Option<Fault> {
+        let asked =
+            self.cpu.cr0.contains(Cr0::AM) && self.cpu.rflags.contains(Rflags::AC) && self.user();
+        let misaligned = matches!(size, 2 | 4 | 8) && !linear.is_multiple_of(size);
+        (asked && misaligned).then(|| {
+            let words = disasm::text(it);
+            let why = format!(
+                "{words} at {linear:#x}, which is not aligned to {size}, and CR0.AM and RFLAGS.AC are set"
+            );
+            Fault::new(ALIGNMENT, why)
+        })
     }
 }
 

@@ -21,8 +21,8 @@ pub struct Target {
 }
 
 /// Where a vCPU in this state goes on; `None` where a single step comes back by itself.
-pub fn leaves_to(memory: &GuestMemory, cpu: &CpuState, physical_bits: u32) -> Option<Target> {
-    let at = Standing::new(AddressSpace::new(memory, cpu, physical_bits), cpu);
+pub fn leaves_to(memory: &GuestMemory, cpu: &CpuState) -> Option<Target> {
+    let at = Standing::new(AddressSpace::new(memory, cpu), cpu);
     if let Some(fault) = at.fault() {
         let chain = delivery::chain(&at.space, cpu, fault);
         let entered = chain.attempts.last().filter(|attempt| attempt.obstacle.is_none())?;

@@ -1,5 +1,7 @@
 //! What KVM itself said of a guest's end, in words.
 
+use serde::Serialize;
+
 use crate::kvm::{Exit, InternalError};
 
 /// One line a fact; empty for an exit that is no end.
@@ -17,6 +19,46 @@ pub fn kvm_words(exit: &Exit<'_>) -> Vec<String> {
     }
 }
 
+/// The same as data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KvmExit {
+    /// The exit's kind.
+    pub exit: &'static str,
+    /// Of an internal error: KVM_INTERNAL_ERROR_*.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suberror: Option<u32>,
+    /// Of an internal error, where KVM gave them: the bytes at RIP, in hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instruction_bytes: Option<String>,
+    /// Of an entry failure the hardware's reason, of a system event its type, of others KVM's
+    /// number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<u64>,
+}
+
+/// What [`kvm_words`] says, as data; `None` where that is nothing.
+pub fn kvm_exit(exit: &Exit<'_>) -> Option<KvmExit> {
+    let (suberror, instruction_bytes) = match exit {
+        Exit::InternalError(error) => (Some(error.suberror), Some(hex(error))),
+        _ => (None, None),
+    };
+    let reason = match *exit {
+        Exit::FailEntry { reason } => Some(reason),
+        Exit::SystemEvent { kind } => Some(kind.into()),
+        Exit::Other { reason: 0 } => return None,
+        Exit::Other { reason } => Some(reason.into()),
+        _ if is_end(exit) => None,
+        _ => return None,
+    };
+    let instruction_bytes = instruction_bytes.filter(|bytes| !bytes.is_empty());
+    Some(KvmExit { exit: exit.kind().name(), suberror, instruction_bytes, reason })
+}
+
+fn hex(error: &InternalError) -> String {
+    let bytes = error.instruction_bytes().iter().map(|byte| format!("{byte:02x}"));
+    bytes.collect::<Vec<_>>().join(" ")
+}
+
 /// Is it one that a vCPU does not go on after?
 pub fn is_end(exit: &Exit<'_>) -> bool {
     matches!(
@@ -32,9 +74,7 @@ pub fn is_end(exit: &Exit<'_>) -> bool {
 fn internal(error: &InternalError) -> Vec<String> {
     let mut line = format!("internal error, suberror {}: {}", error.suberror, error.words());
     if !error.instruction_bytes().is_empty() {
-        let bytes: Vec<_> =
-            error.instruction_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-        line.push_str(&format!("; instruction bytes {}", bytes.join(" ")));
+        line.push_str(&format!("; instruction bytes {}", hex(error)));
     }
     vec![line]
 }
@@ -62,6 +102,10 @@ mod tests {
         let words = kvm_words(&Exit::FailEntry { reason: 0x8000_0021 });
         assert!(words[0].contains("0x80000021") && words[0].contains("not a valid one"));
         assert!(kvm_words(&Exit::Interrupted).is_empty());
+        assert_eq!(kvm_exit(&Exit::Interrupted), None);
+        let data = kvm_exit(&Exit::FailEntry { reason: 0x8000_0021 }).unwrap();
+        assert_eq!((data.exit, data.reason), ("fail_entry", Some(0x8000_0021)));
+        assert_eq!(kvm_exit(&Exit::Shutdown).unwrap().reason, None);
         assert!(is_end(&Exit::Shutdown) && !is_end(&Exit::Interrupted));
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter, Write as _};
 use super::cause::fault_kind;
 use super::delivery::{Attempt, Gate};
 use super::walk::{End, Walk};
-use super::{Autopsy, CpuFindings, Registers};
+use super::{Autopsy, CpuFindings, NamedWalk, Registers};
 use crate::x86::{CpuState, DescriptorTable, Regs, Segment};
 
 impl Display for Autopsy {
@@ -14,7 +14,11 @@ impl Display for Autopsy {
         for note in &self.notes {
             writeln!(f, "  note: {note}")?;
         }
-        self.cpus.iter().try_for_each(|cpu| write!(f, "{cpu}"))
+        self.cpus.iter().try_for_each(|cpu| write!(f, "{cpu}"))?;
+        match self.never_started[..] {
+            [] => Ok(()),
+            _ => writeln!(f, "\nvCPU {}: never started", ranges(&self.never_started)),
+        }
     }
 }
 
@@ -24,9 +28,9 @@ impl Display for CpuFindings {
         match (self.mode, self.ring, self.paging) {
             (Some(mode), Some(ring), Some(paging)) => writeln!(
                 f,
-                "\nvCPU {}{died}: {} mode, ring {ring}, paging {}",
+                "\nvCPU {}{died}: {}, ring {ring}, paging {}",
                 self.id,
-                format!("{mode:?}").to_lowercase(),
+                mode.words(),
                 paging.words()
             )?,
             _ => writeln!(f, "\nvCPU {}{died}", self.id)?,
@@ -51,12 +55,21 @@ impl Display for CpuFindings {
         if !self.walks.is_empty() {
             writeln!(f, "  page walks")?;
         }
-        self.walks.iter().try_for_each(|it| walk(f, &it.what, &it.walk))?;
+        self.walks.iter().try_for_each(|it| walk(f, it))?;
         if !self.exits.is_empty() {
             writeln!(f, "  last exits")?;
         }
         self.exits.iter().try_for_each(|line| writeln!(f, "    {line}"))
     }
+}
+
+/// "1-7, 9"
+fn ranges(ascending: &[u32]) -> String {
+    let parts = ascending.chunk_by(|a, b| a + 1 == *b).map(|part| match part {
+        [first, .., last] => format!("{first}-{last}"),
+        _ => part.iter().map(u32::to_string).collect(),
+    });
+    parts.collect::<Vec<_>>().join(", ")
 }
 
 fn deliveries(f: &mut Formatter<'_>, cpu: &CpuFindings) -> fmt::Result {
@@ -168,14 +181,24 @@ fn interrupts(f: &mut Formatter<'_>, cpu: &CpuFindings) -> fmt::Result {
 }
 
 fn code(f: &mut Formatter<'_>, cpu: &CpuFindings) -> fmt::Result {
-    if cpu.code.is_empty() {
-        return Ok(());
+    let here = cpu.code.iter().find(|line| line.here);
+    let unreadable = cpu.walks.iter().find(|it| it.what == "RIP").map(|it| end(&it.walk));
+    match (here, unreadable) {
+        (Some(line), _) if line.rip == cpu.registers.regs().rip => writeln!(f, "  code")?,
+        (Some(_), _) => writeln!(f, "  code (RIP stands behind the instruction)")?,
+        (None, Some(end)) if cpu.code.is_empty() => {
+            writeln!(f, "  code at RIP cannot be read: {end}")?;
+        }
+        (None, Some(end)) => {
+            writeln!(f, "  code of the caller, from which RIP went where none can be read: {end}")?;
+        }
+        (None, None) => {}
     }
-    writeln!(f, "  code")?;
     let width = cpu.code.iter().map(|line| line.bytes.len()).max().unwrap_or(0);
     for line in &cpu.code {
         let mark = if line.here { "->" } else { "  " };
-        writeln!(f, "    {mark} {:#x}  {:width$}  {}", line.rip, line.bytes, line.text)?;
+        let at = cpu.address(line.rip);
+        writeln!(f, "    {mark} {at}  {:width$}  {}", line.bytes, line.text)?;
     }
     Ok(())
 }
@@ -185,23 +208,33 @@ fn backtrace(f: &mut Formatter<'_>, cpu: &CpuFindings) -> fmt::Result {
         return Ok(());
     }
     writeln!(f, "  backtrace")?;
-    for (n, frame) in cpu.backtrace.iter().enumerate() {
-        write!(f, "    #{n} {:#x}", frame.rip)?;
-        match &frame.place {
-            Some(place) => writeln!(f, " {place}")?,
-            None => writeln!(f)?,
-        }
+    let mut n = 0;
+    for same in cpu.backtrace.chunk_by(|a, b| a.rip == b.rip) {
+        let last = n + same.len() - 1;
+        let numbers = if n == last { format!("#{n}") } else { format!("#{n} to #{last}") };
+        n = last + 1;
+        let place = same[0].place.as_ref().map_or(String::new(), |place| format!(" {place}"));
+        write!(f, "    {numbers} {}{place}", cpu.address(same[0].rip))?;
+        let inlined = same[0].place.iter().flat_map(|place| &place.inlined);
+        inlined.into_iter().try_for_each(|name| write!(f, ", inlined {name}"))?;
+        writeln!(f)?;
     }
-    Ok(())
+    if cpu.backtrace_cut { writeln!(f, "    ... and further callers") } else { Ok(()) }
 }
 
-fn walk(f: &mut Formatter<'_>, what: &str, walk: &Walk) -> fmt::Result {
+fn walk(f: &mut Formatter<'_>, named: &NamedWalk) -> fmt::Result {
+    let NamedWalk { what, walk, guarded } = named;
     write!(f, "    {what} {:#x}:", walk.linear)?;
     for level in &walk.levels {
         let entry = level.entry.map_or("no memory".to_owned(), |entry| format!("{entry:#x}"));
         write!(f, " {}[{}] {entry}", level.table, level.index)?;
     }
-    let end = match &walk.end {
+    let guarded = guarded.map_or(String::new(), |words| format!(", {words}"));
+    writeln!(f, " {}{guarded}", end(walk))
+}
+
+fn end(walk: &Walk) -> String {
+    match &walk.end {
         End::NotPresent => "<- not present".to_owned(),
         End::Reserved { bit } => format!("<- reserved bit {bit} is set"),
         End::NoTable => "<- no memory there".to_owned(),
@@ -217,8 +250,7 @@ fn walk(f: &mut Formatter<'_>, what: &str, walk: &Walk) -> fmt::Result {
             };
             format!("-> {physical:#x}{page}{memory}")
         }
-    };
-    writeln!(f, " {end}")
+    }
 }
 
 fn page_size(bytes: u64) -> String {

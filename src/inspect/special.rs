@@ -25,6 +25,9 @@ pub(super) fn fault(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
         Mnemonic::Int => Some(Fault::new(it.immediate8(), disasm::text(it))),
         Mnemonic::Into if at.cpu.rflags.contains(Rflags::OF) => Some(Fault::new(4, "into")),
         Mnemonic::Div | Mnemonic::Idiv => division(at, it),
+        Mnemonic::Aam if it.immediate8() == 0 => Some(Fault::new(DIVIDE, disasm::text(it))),
+        Mnemonic::Lidt | Mnemonic::Lgdt => descriptor_table(at, it),
+        Mnemonic::Xsetbv => extended_control(at, it),
         Mnemonic::Ltr => system_segment(at, it, &[1, 9], "an available TSS"),
         Mnemonic::Lldt => system_segment(at, it, &[2], "an LDT"),
         Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => interrupt_return(at, it),
@@ -38,6 +41,7 @@ pub(super) fn fault(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
             segment_load(at, it.op0_register(), selector)
         }
         Mnemonic::Mov if it.op0_register().is_cr() => control_register(at, it),
+        Mnemonic::Mov if it.op0_register().is_dr() => debug_register(at, it),
         Mnemonic::Rdmsr | Mnemonic::Wrmsr => {
             let msr = at.cpu.regs.rcx as u32;
             Some(Fault::new(PROTECTION, format!("{} of MSR {msr:#x}", disasm::text(it))))
@@ -46,28 +50,83 @@ pub(super) fn fault(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
     }
 }
 
+/// The selector of the segment that it loads: of several the code segment's.
+pub(super) fn selector(at: &Standing<'_>, it: &Instruction) -> Option<u16> {
+    let on_stack = |offset: u64| {
+        let selector = at.space.peek_number(at.cpu.linear_rsp().wrapping_add(offset), 2);
+        selector.map(|it| it as u16)
+    };
+    match it.mnemonic() {
+        Mnemonic::Mov if it.op0_register().is_segment_register() => {
+            operand(at, it, 1).map(|it| it as u16)
+        }
+        Mnemonic::Pop if it.op0_register().is_segment_register() => on_stack(0),
+        Mnemonic::Retf => on_stack(far_return_width(it)),
+        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => on_stack(iret_width(it)),
+        _ => far_selector(at, it),
+    }
+}
+
 /// The value of operand `n`: a register, an immediate, or memory.
 fn operand(at: &Standing<'_>, it: &Instruction, n: u32) -> Option<u64> {
     match it.op_kind(n) {
         OpKind::Register => operands::value(it.op_register(n), at.cpu),
-        OpKind::Memory => {
-            let linear = it.virtual_address(n, 0, |register, _, _| {
-                match operands::segment(register, at.cpu) {
-                    Some(_)
-                        if at.cpu.mode() == Mode::Long
-                            && !matches!(register, Register::FS | Register::GS) =>
-                    {
-                        Some(0)
-                    }
-                    Some(segment) => Some(segment.base),
-                    None => operands::value(register, at.cpu),
-                }
-            })?;
-            let linear = if at.cpu.mode() == Mode::Long { linear } else { linear & 0xFFFF_FFFF };
-            at.space.peek_number(linear, it.memory_size().size())
-        }
+        OpKind::Memory => at.space.peek_number(address(at, it, n)?, it.memory_size().size()),
         _ => Some(it.immediate(n)),
     }
+}
+
+/// The linear address of operand `n`, which is memory.
+fn address(at: &Standing<'_>, it: &Instruction, n: u32) -> Option<u64> {
+    let linear =
+        it.virtual_address(n, 0, |register, _, _| match operands::segment(register, at.cpu) {
+            Some(_)
+                if at.cpu.mode() == Mode::Long
+                    && !matches!(register, Register::FS | Register::GS) =>
+            {
+                Some(0)
+            }
+            Some(segment) => Some(segment.base),
+            None => operands::value(register, at.cpu),
+        })?;
+    Some(if at.cpu.mode() == Mode::Long { linear } else { linear & 0xFFFF_FFFF })
+}
+
+/// LIDT and LGDT: 64-bit mode wants a base that is canonical, behind a limit of two bytes.
+fn descriptor_table(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    if at.cpu.mode() != Mode::Long {
+        return None;
+    }
+    let base = at.space.peek_number(address(at, it, 0)?.wrapping_add(2), 8)?;
+    (!at.space.is_canonical(base)).then(|| {
+        let why = format!("{} with base {base:#x}, which is not canonical", disasm::text(it));
+        Fault::new(PROTECTION, why)
+    })
+}
+
+/// What XSETBV refuses of any processor (Vol. 1 13.3); which bits this one has is not known here.
+fn extended_control(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    const X87: u64 = 1 << 0;
+    const SSE: u64 = 1 << 1;
+    const AVX: u64 = 1 << 2;
+    let (number, value) = (at.cpu.regs.rcx as u32, at.cpu.regs.rax & 0xFFFF_FFFF);
+    let why = match () {
+        () if number != 0 => format!("there is no XCR{number}"),
+        () if value & X87 == 0 => "bit 0 of XCR0 cannot be clear".to_owned(),
+        () if value & (SSE | AVX) == AVX => "AVX without SSE".to_owned(),
+        () => return None,
+    };
+    Some(Fault::new(PROTECTION, format!("{} with {value:#x}: {why}", disasm::text(it))))
+}
+
+/// What MOV to a debug register refuses (Vol. 2B, MOV: debug registers).
+fn debug_register(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    let value = operand(at, it, 1)?;
+    let high = matches!(it.op0_register(), Register::DR6 | Register::DR7) && value >> 32 != 0;
+    high.then(|| {
+        let why = format!("{} with {value:#x}: bits above 31", disasm::text(it));
+        Fault::new(PROTECTION, why)
+    })
 }
 
 /// Near jumps, calls and returns to where no code can be.
@@ -192,12 +251,17 @@ fn code_segment(at: &Standing<'_>, selector: u16, what: &str) -> Option<Fault> {
 }
 
 fn far_branch(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
-    let far = it.is_jmp_far() || it.is_call_far();
-    let indirect = it.is_jmp_far_indirect() || it.is_call_far_indirect();
     let what =
         if it.is_jmp_far() || it.is_jmp_far_indirect() { "far jump to" } else { "far call to" };
+    code_segment(at, far_selector(at, it)?, what)
+}
+
+/// The code segment's selector of a far jump or call.
+fn far_selector(at: &Standing<'_>, it: &Instruction) -> Option<u16> {
+    let far = it.is_jmp_far() || it.is_call_far();
+    let indirect = it.is_jmp_far_indirect() || it.is_call_far_indirect();
     if far {
-        return code_segment(at, it.far_branch_selector(), what);
+        return Some(it.far_branch_selector());
     }
     let size = indirect.then(|| it.memory_size().size())?;
     let register = |register, _: usize, _: usize| match operands::segment(register, at.cpu) {
@@ -207,22 +271,30 @@ fn far_branch(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
     };
     let linear = it.virtual_address(0, 0, register)?;
     let selector = at.space.peek_number(linear.wrapping_add(size as u64 - 2), 2)?;
-    code_segment(at, selector as u16, what)
+    Some(selector as u16)
 }
 
 fn far_return(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
-    let width = it.stack_pointer_increment().unsigned_abs() as u64 / 2;
-    let width = if width >= 8 { 8 } else { width.max(2) };
-    let selector = at.space.peek_number(at.cpu.linear_rsp().wrapping_add(width), 2)?;
-    code_segment(at, selector as u16, "far return to")
+    code_segment(at, selector(at, it)?, "far return to")
 }
 
-fn interrupt_return(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
-    let width = match it.mnemonic() {
+/// Bytes of each of the values that it takes from the stack.
+fn far_return_width(it: &Instruction) -> u64 {
+    let width = it.stack_pointer_increment().unsigned_abs() as u64 / 2;
+    if width >= 8 { 8 } else { width.max(2) }
+}
+
+/// The same for IRET.
+fn iret_width(it: &Instruction) -> u64 {
+    match it.mnemonic() {
         Mnemonic::Iretq => 8,
         Mnemonic::Iretd => 4,
         _ => 2,
-    };
+    }
+}
+
+fn interrupt_return(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    let width = iret_width(it);
     let slot = |n: u64| {
         let linear = at.cpu.linear_rsp().wrapping_add(n * width);
         at.space.peek_number(linear, width as usize)
@@ -280,7 +352,7 @@ fn system_segment(
     })
 }
 
-/// What MOV to CR0, CR3 and CR4 refuses (Vol. 2B, MOV: control registers).
+/// What MOV to CR0, CR3, CR4 and CR8 refuses (Vol. 2B, MOV: control registers).
 fn control_register(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
     let value = operand(at, it, 1)?;
     let words = disasm::text(it);
@@ -298,9 +370,16 @@ fn control_register(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
                     refused("long mode without CR4.PAE")
                 }
                 () if value >> 32 != 0 => refused("bits above 31"),
+                () if cpu.mode() == Mode::Long && !cr0.contains(Cr0::PG) => {
+                    refused("64-bit code cannot clear PG")
+                }
+                () if cpu.cr4.contains(Cr4::PCIDE) && !cr0.contains(Cr0::PG) => {
+                    refused("PG cannot be cleared with CR4.PCIDE")
+                }
                 () => None,
             }
         }
+        Register::CR8 if value > 0xF => refused("bits above 3"),
         Register::CR3 => at.space.bad_cr3(value).and_then(|why| refused(&why)),
         Register::CR4 => {
             let cr4 = Cr4::from_bits_retain(value);

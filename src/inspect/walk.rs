@@ -165,13 +165,12 @@ pub struct AddressSpace<'m> {
     memory: &'m GuestMemory,
     cpu: &'m CpuState,
     paging: Paging,
-    physical_bits: u32,
 }
 
 impl<'m> AddressSpace<'m> {
-    /// Of a vCPU in this state whose physical addresses have `physical_bits` bits.
-    pub fn new(memory: &'m GuestMemory, cpu: &'m CpuState, physical_bits: u32) -> Self {
-        Self { memory, cpu, paging: Paging::of(cpu), physical_bits }
+    /// Of a vCPU in this state.
+    pub fn new(memory: &'m GuestMemory, cpu: &'m CpuState) -> Self {
+        Self { memory, cpu, paging: Paging::of(cpu) }
     }
 
     /// How it translates.
@@ -282,8 +281,9 @@ impl<'m> AddressSpace<'m> {
         entry & LARGE != 0
             && match (self.paging, table) {
                 (Paging::TwoLevel, "PD") => self.cpu.cr4.contains(Cr4::PSE),
-                (Paging::Pae, "PD") | (Paging::FourLevel | Paging::FiveLevel, "PDPT" | "PD") => {
-                    true
+                (Paging::Pae | Paging::FourLevel | Paging::FiveLevel, "PD") => true,
+                (Paging::FourLevel | Paging::FiveLevel, "PDPT") => {
+                    self.cpu.paging_features.gigabyte_pages
                 }
                 _ => false,
             }
@@ -302,11 +302,13 @@ impl<'m> AddressSpace<'m> {
 
     /// The lowest reserved bit that is set.
     fn reserved(&self, table: &str, entry: u64, large: bool) -> Option<u32> {
-        let above = !((1_u64 << self.physical_bits.clamp(32, 52)) - 1);
+        let above = self.above();
         let no_nxe = if self.cpu.efer.contains(Efer::NXE) { 0 } else { NO_EXECUTE };
         let inside = match (table, large) {
             ("PDPT", true) => 0x3FFF_E000,
             ("PD", true) => 0x001F_E000,
+            // No page is as large as that (Intel SDM Vol. 3A 5.5.4).
+            ("PDPT", false) => LARGE,
             _ => 0,
         };
         let mask = match (self.paging, table) {
@@ -375,15 +377,21 @@ impl<'m> AddressSpace<'m> {
         }
     }
 
+    /// The bits above those of a physical address.
+    fn above(&self) -> u64 {
+        !((1_u64 << self.cpu.paging_features.physical_bits.clamp(32, 52)) - 1)
+    }
+
     /// What there is against `value` for CR3.
     pub(super) fn bad_cr3(&self, value: u64) -> Option<String> {
-        let above = !((1_u64 << self.physical_bits.clamp(32, 52)) - 1);
+        let above = self.above();
         if matches!(self.paging, Paging::FourLevel | Paging::FiveLevel) {
             // Bit 63 asks for no flush (with PCIDE), 61 and 62 for linear-address masking.
             let wrong = value & above & !(7 << 61);
             return (wrong != 0).then(|| {
                 let bit = wrong.trailing_zeros();
-                format!("bit {bit} lies above its {}-bit physical addresses", self.physical_bits)
+                let bits = self.cpu.paging_features.physical_bits;
+                format!("bit {bit} lies above its {bits}-bit physical addresses")
             });
         }
         if self.paging != Paging::Pae {

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use kvm_bindings::{
     KVM_CAP_BINARY_STATS_FD, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_EXT_CPUID, KVM_CAP_IMMEDIATE_EXIT,
-    KVM_CAP_IRQCHIP, KVM_CAP_IRQFD, KVM_CAP_MAX_VCPUS, KVM_CAP_MP_STATE, KVM_CAP_PIT2,
-    KVM_CAP_SET_GUEST_DEBUG, KVM_CAP_SET_TSS_ADDR, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_SYNC_REGS,
-    KVM_CAP_TSC_DEADLINE_TIMER, KVM_CAP_USER_MEMORY, KVM_CAP_VCPU_EVENTS,
-    KVM_CAP_X86_USER_SPACE_MSR,
+    KVM_CAP_IRQCHIP, KVM_CAP_MAX_VCPUS, KVM_CAP_MP_STATE, KVM_CAP_PIT2, KVM_CAP_SET_GUEST_DEBUG,
+    KVM_CAP_SET_TSS_ADDR, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_SYNC_REGS, KVM_CAP_TSC_DEADLINE_TIMER,
+    KVM_CAP_USER_MEMORY, KVM_CAP_VCPU_EVENTS, KVM_CAP_X86_USER_SPACE_MSR,
 };
 
 use super::{Error, Kvm, Vm};
@@ -43,7 +42,6 @@ pub const CAPABILITIES: &[Capability] = &[
     capability!(KVM_CAP_MP_STATE, false, "a guest that halts for ever runs into --timeout instead"),
     capability!(KVM_CAP_IRQCHIP, false, "no --irqchip full: no interrupts but a guest's own"),
     capability!(KVM_CAP_SPLIT_IRQCHIP, false, "no --irqchip split"),
-    capability!(KVM_CAP_IRQFD, false, "no --irqchip full: the serial port cannot interrupt"),
     capability!(KVM_CAP_PIT2, false, "no --irqchip full: there is no timer at port 0x40"),
     capability!(KVM_CAP_TSC_DEADLINE_TIMER, false, "guests use slower modes of the APIC timer"),
     capability!(

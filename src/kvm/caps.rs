@@ -37,6 +37,18 @@ impl Backend {
         known.into_iter().find(is_loaded).unwrap_or(Self::Unknown)
     }
 
+    /// Does the processor translate guest-physical addresses by a second level of page tables?
+    /// False where that is not sure.
+    pub fn has_second_level(self) -> bool {
+        let parameter = match self {
+            Self::KvmIntel => "/sys/module/kvm_intel/parameters/ept",
+            Self::KvmAmd => "/sys/module/kvm_amd/parameters/npt",
+            Self::KvmPvm | Self::Unknown => return false,
+        };
+        let value = std::fs::read_to_string(parameter);
+        value.is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
+    }
+
     /// Its name: that of the kernel module.
     pub fn name(self) -> &'static str {
         match self {

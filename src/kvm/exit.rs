@@ -65,6 +65,13 @@ pub enum Exit<'a> {
         /// What RAX is to be.
         result: &'a mut u64,
     },
+    /// Hyper-V's interface: the synthetic interrupt controller was set up, or a hypercall came.
+    Hyperv {
+        /// Of a hypercall: its status.
+        result: Option<&'a mut u64>,
+    },
+    /// CR8 was lowered, without a local APIC in the kernel: nothing that waits could come now.
+    SetTpr,
     /// HLT, without an interrupt controller in the kernel.
     Hlt,
     /// A triple fault.
@@ -92,7 +99,7 @@ pub enum Exit<'a> {
     },
     /// A signal, or `immediate_exit`.
     Interrupted,
-    /// KVM_RUN failed.
+    /// KVM_RUN failed, in another way than for a signal.
     Failed {
         /// The error number.
         errno: i32,
@@ -150,6 +157,8 @@ pub enum ExitKind {
     InternalError,
     SystemEvent,
     Debug,
+    Hyperv,
+    SetTpr,
     Interrupted,
     Failed,
     Other,
@@ -157,7 +166,7 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// Every kind with its name in reports.
-    pub const NAMES: [&'static str; 16] = [
+    pub const NAMES: [&'static str; 18] = [
         "pio_in",
         "pio_out",
         "mmio_read",
@@ -171,13 +180,15 @@ impl ExitKind {
         "internal_error",
         "system_event",
         "debug",
+        "hyperv",
+        "set_tpr",
         "interrupted",
         "failed",
         "other",
     ];
 
     /// Every kind, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::PioIn,
         Self::PioOut,
         Self::MmioRead,
@@ -191,6 +202,8 @@ impl ExitKind {
         Self::InternalError,
         Self::SystemEvent,
         Self::Debug,
+        Self::Hyperv,
+        Self::SetTpr,
         Self::Interrupted,
         Self::Failed,
         Self::Other,
@@ -225,6 +238,8 @@ impl Exit<'_> {
             Self::InternalError(_) => ExitKind::InternalError,
             Self::SystemEvent { .. } => ExitKind::SystemEvent,
             Self::Debug { .. } => ExitKind::Debug,
+            Self::Hyperv { .. } => ExitKind::Hyperv,
+            Self::SetTpr => ExitKind::SetTpr,
             Self::Interrupted => ExitKind::Interrupted,
             Self::Failed { .. } => ExitKind::Failed,
             Self::Other { .. } => ExitKind::Other,
@@ -232,28 +247,51 @@ impl Exit<'_> {
     }
 }
 
+/// What `exit_reason` is where KVM_RUN failed: KVM has no such reason. The error number lies
+/// where KVM_EXIT_UNKNOWN has the hardware's.
+const FAILED: u32 = u32::MAX;
+
+/// Says in `kvm_run` how KVM_RUN failed, so that it is found there like any other exit.
+#[cold]
+pub(super) fn set_failed(run: &mut kvm_run, errno: i32) {
+    run.exit_reason = match errno {
+        libc::EINTR => KVM_EXIT_INTR,
+        // An AP that another vCPU has just kicked out of its wait (api.rst, KVM_RUN).
+        libc::EAGAIN => KVM_EXIT_INTR,
+        _ => FAILED,
+    };
+    run.__bindgen_anon_1.hw.hardware_exit_reason = errno as u64;
+}
+
 /// Decodes the page that KVM shares with user space: `struct kvm_run`, and behind it the
 /// data of port I/O.
 ///
 /// # Panics
 /// Where `page` is smaller than `struct kvm_run` or not aligned for it.
-#[inline]
+#[inline(always)]
 pub fn decode(page: &mut [u8]) -> Exit<'_> {
-    let run = page.as_mut_ptr().cast::<kvm_run>();
-    assert!(page.len() >= size_of::<kvm_run>() && run.is_aligned());
-    // SAFETY: size and alignment were checked; every bit pattern is a kvm_run, a C structure
-    // of integers; the exclusive borrow of `page` is not used while this one lives, except
-    // by `pio_data`, which takes `page` itself when this one is not used any more.
+    let (run, behind) = page.split_at_mut(size_of::<kvm_run>());
+    let run = run.as_mut_ptr().cast::<kvm_run>();
+    assert!(run.is_aligned());
+    // SAFETY: size and alignment are right; every bit pattern is a kvm_run, a C structure of
+    // integers; the part of `page` that it lies in is borrowed exclusively.
     let run = unsafe { &mut *run };
-    // SAFETY (of all union reads below): the kernel filled in the member that `exit_reason`
+    exit(run.exit_reason, &mut run.__bindgen_anon_1, behind)
+}
+
+/// The exit for a reason from the union in `kvm_run`, and what lies behind `kvm_run`.
+#[inline(always)]
+pub(super) fn exit<'a>(
+    reason: u32,
+    of: &'a mut kvm_run__bindgen_ty_1,
+    behind: &'a mut [u8],
+) -> Exit<'a> {
+    // SAFETY (of all union reads below): the kernel filled in the member that the reason
     // names, and every member is made of integers.
-    match run.exit_reason {
-        KVM_EXIT_IO => {
-            let io = unsafe { run.__bindgen_anon_1.io };
-            pio(page, io)
-        }
+    match reason {
+        KVM_EXIT_IO => pio(unsafe { of.io }, behind),
         KVM_EXIT_MMIO => {
-            let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+            let mmio = unsafe { &mut of.mmio };
             let (address, len) = (mmio.phys_addr, (mmio.len as usize).min(mmio.data.len()));
             match mmio.is_write {
                 0 => Exit::MmioRead { address, data: &mut mmio.data[..len] },
@@ -261,44 +299,47 @@ pub fn decode(page: &mut [u8]) -> Exit<'_> {
             }
         }
         KVM_EXIT_X86_RDMSR => {
-            let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+            let msr = unsafe { &mut of.msr };
             Exit::ReadMsr { index: msr.index, error: &mut msr.error }
         }
         KVM_EXIT_X86_WRMSR => {
-            let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+            let msr = unsafe { &mut of.msr };
             Exit::WriteMsr { index: msr.index, value: msr.data, error: &mut msr.error }
         }
         KVM_EXIT_HYPERCALL => {
-            let call = unsafe { &mut run.__bindgen_anon_1.hypercall };
+            let call = unsafe { &mut of.hypercall };
             Exit::Hypercall { number: call.nr, args: call.args, result: &mut call.ret }
         }
         KVM_EXIT_HLT => Exit::Hlt,
         KVM_EXIT_SHUTDOWN => Exit::Shutdown,
         KVM_EXIT_FAIL_ENTRY => {
-            let reason = unsafe { run.__bindgen_anon_1.fail_entry }.hardware_entry_failure_reason;
-            Exit::FailEntry { reason }
+            Exit::FailEntry { reason: unsafe { of.fail_entry }.hardware_entry_failure_reason }
         }
-        KVM_EXIT_INTERNAL_ERROR => Exit::InternalError(internal_error(run)),
-        KVM_EXIT_SYSTEM_EVENT => {
-            Exit::SystemEvent { kind: unsafe { run.__bindgen_anon_1.system_event }.type_ }
-        }
+        KVM_EXIT_INTERNAL_ERROR => Exit::InternalError(internal_error(unsafe { &of.internal })),
+        KVM_EXIT_SYSTEM_EVENT => Exit::SystemEvent { kind: unsafe { of.system_event }.type_ },
         KVM_EXIT_DEBUG => {
-            let debug = unsafe { run.__bindgen_anon_1.debug }.arch;
+            let debug = unsafe { of.debug }.arch;
             Exit::Debug { exception: debug.exception, pc: debug.pc, dr6: debug.dr6 }
         }
+        KVM_EXIT_HYPERV => {
+            let hyperv = unsafe { &mut of.hyperv };
+            let is_call = hyperv.type_ == KVM_EXIT_HYPERV_HCALL;
+            Exit::Hyperv { result: is_call.then_some(unsafe { &mut hyperv.u.hcall.result }) }
+        }
+        KVM_EXIT_SET_TPR => Exit::SetTpr,
         KVM_EXIT_INTR => Exit::Interrupted,
+        FAILED => Exit::Failed { errno: unsafe { of.hw }.hardware_exit_reason as i32 },
         reason => Exit::Other { reason },
     }
 }
 
-/// Port I/O: the data lies in the page, `data_offset` from its start.
+/// Port I/O: the data lies `data_offset` from the start of `kvm_run`.
 #[inline]
-fn pio(page: &mut [u8], io: kvm_run__bindgen_ty_1__bindgen_ty_4) -> Exit<'_> {
+fn pio(io: kvm_run__bindgen_ty_1__bindgen_ty_4, behind: &mut [u8]) -> Exit<'_> {
     let (port, size) = (io.port, usize::from(io.size));
-    let start = io.data_offset as usize;
-    let data = start
-        .checked_add(size * io.count as usize)
-        .and_then(|end| page.get_mut(start..end))
+    let data = (io.data_offset as usize)
+        .checked_sub(size_of::<kvm_run>())
+        .and_then(|start| behind.get_mut(start..start.checked_add(size * io.count as usize)?))
         .filter(|_| matches!(size, 1 | 2 | 4));
     match data {
         None => Exit::Other { reason: KVM_EXIT_IO },
@@ -308,9 +349,7 @@ fn pio(page: &mut [u8], io: kvm_run__bindgen_ty_1__bindgen_ty_4) -> Exit<'_> {
 }
 
 #[cold]
-fn internal_error(run: &kvm_run) -> InternalError {
-    // SAFETY: both members are made of integers, and share their first two fields.
-    let internal = unsafe { run.__bindgen_anon_1.internal };
+fn internal_error(internal: &kvm_run__bindgen_ty_1__bindgen_ty_13) -> InternalError {
     let mut error = InternalError { suberror: internal.suberror, bytes: [0; 15], len: 0 };
     // data[0] holds flags, data[1] a size and the first seven instruction bytes (api.rst,
     // KVM_EXIT_INTERNAL_ERROR, emulation_failure).
@@ -327,24 +366,24 @@ fn internal_error(run: &kvm_run) -> InternalError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A page as KVM maps it: `kvm_run`, and a page for port I/O's data.
-    fn page(fill: impl FnOnce(&mut kvm_run)) -> Vec<u64> {
+    pub(in crate::kvm) fn page(fill: impl FnOnce(&mut kvm_run)) -> Vec<u64> {
         let mut page = vec![0_u64; 1536];
         // SAFETY: 12 KiB, aligned to 8 bytes, all zero: a kvm_run.
         fill(unsafe { &mut *page.as_mut_ptr().cast::<kvm_run>() });
         page
     }
 
-    fn bytes(page: &mut [u64]) -> &mut [u8] {
+    pub(in crate::kvm) fn bytes(page: &mut [u64]) -> &mut [u8] {
         let len = size_of_val(page);
         // SAFETY: the same memory, exclusively borrowed, as bytes.
         unsafe { std::slice::from_raw_parts_mut(page.as_mut_ptr().cast(), len) }
     }
 
-    fn io(direction: u32, size: u8, count: u32, data_offset: u64) -> Vec<u64> {
+    pub(in crate::kvm) fn io(direction: u32, size: u8, count: u32, data_offset: u64) -> Vec<u64> {
         page(|run| {
             run.exit_reason = KVM_EXIT_IO;
             run.__bindgen_anon_1.io = kvm_run__bindgen_ty_1__bindgen_ty_4 {
@@ -413,6 +452,17 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_failure_of_kvm_run_is_an_exit() {
+        let found = |errno| {
+            let mut page = page(|run| set_failed(run, errno));
+            format!("{:?}", decode(bytes(&mut page)))
+        };
+        assert_eq!(found(libc::EINTR), "Interrupted");
+        assert_eq!(found(libc::EAGAIN), "Interrupted");
+        assert_eq!(found(libc::EINVAL), format!("{:?}", Exit::Failed { errno: libc::EINVAL }));
     }
 
     #[test]

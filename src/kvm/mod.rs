@@ -5,7 +5,13 @@
 
 mod capability;
 mod caps;
+mod chips;
+mod dirty;
 mod exit;
+mod hyperv;
+mod kept;
+mod plain;
+mod shadow;
 mod slots;
 mod stats;
 mod vcpu;
@@ -13,10 +19,19 @@ mod vm;
 
 pub use capability::{CAPABILITIES, Capability, Offer, offer};
 pub use caps::{Backend, Kvm};
+pub use dirty::DirtyLog;
 pub use exit::{Exit, ExitKind, InternalError, decode};
+pub use hyperv::INVALID_HYPERCALL_CODE;
+#[cfg(test)]
+pub(crate) use kept::tests as testing;
+pub use kept::{Kept, value_of};
+pub use shadow::Shadows;
 pub use slots::{Guard, Guarded};
 pub use stats::{Stat, StatKind, StatUnit};
-pub use vcpu::{Debug, Events, HardwareBreakpoint, Inject, LocalApic, RunState, Vcpu, WatchKind};
+pub use vcpu::{
+    Debug, DebugRegisters, Events, HardwareBreakpoint, HltStep, Inject, LocalApic, RunState, Vcpu,
+    WatchKind, general,
+};
 pub use vm::{SupportedCpuid, Vm};
 
 /// What KVM refused.
@@ -56,6 +71,9 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A state to be restored is none.
+    #[error(transparent)]
+    State(crate::state::Malformed),
 }
 
 impl Error {
@@ -68,7 +86,7 @@ impl Error {
     /// Limits that are used up are not: `--if-no-kvm=skip` must not hide them.
     pub fn is_no_kvm(&self) -> bool {
         match self {
-            Self::Ioctl { .. } => false,
+            Self::Ioctl { .. } | Self::State(_) => false,
             Self::Open { source, .. } => {
                 !matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
             }

@@ -1,7 +1,7 @@
 //! Which memory slots a VM gets: guest memory's regions, split where a part of one is to be
 //! read-only or not there at all. Plain arithmetic, no ioctl.
 
-use crate::mem::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion};
+use crate::mem::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Range};
 
 /// What a part of guest memory is, other than memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum Guard {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guarded {
     /// Guest-physical addresses.
-    pub range: crate::mem::Range,
+    pub range: Range,
     /// How.
     pub guard: Guard,
 }
@@ -65,10 +65,33 @@ fn split(start: GuestAddress, len: u64, host: u64, guarded: &[Guarded]) -> Vec<S
     slots
 }
 
+/// A part of memory that was never touched is told apart from others in units of this, in bytes:
+/// few enough slots, and small enough bitmaps.
+const CHUNK: u64 = 256 << 20;
+
+/// A slot cut where its memory begins or ceases to be touched, at multiples of [`CHUNK`].
+pub(super) fn cut(slot: &Slot, is_touched: impl Fn(Range) -> bool) -> Vec<Slot> {
+    let end = slot.start + slot.len;
+    let mut pieces: Vec<(Slot, bool)> = Vec::new();
+    let mut start = slot.start;
+    while start < end {
+        let next = (start / CHUNK + 1).saturating_mul(CHUNK).min(end);
+        let touched = is_touched(Range { start, end: next });
+        match pieces.last_mut() {
+            Some((piece, same)) if *same == touched => piece.len += next - start,
+            _ => {
+                let host = slot.host + (start - slot.start);
+                pieces.push((Slot { start, len: next - start, host, ..slot.clone() }, touched));
+            }
+        }
+        start = next;
+    }
+    pieces.into_iter().map(|(piece, _)| piece).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::Range;
 
     const HOST: u64 = 0x7000_0000_0000;
 
@@ -107,6 +130,24 @@ mod tests {
             (0x1F_F000, 0x20_0000, true),
         ];
         assert_eq!(ranges(&guards), expected);
+    }
+
+    #[test]
+    fn a_slot_is_cut_where_it_begins_or_ceases_to_be_touched() {
+        let (start, len) = (0x1000, 8 * CHUNK + 0x5000);
+        let slot = Slot { start, len, host: HOST + start, read_only: false };
+        let ranges = |touched: &dyn Fn(u64) -> bool| {
+            let pieces = cut(&slot, |range| touched(range.start / CHUNK));
+            assert!(pieces.iter().all(|piece| piece.host - HOST == piece.start));
+            pieces.iter().map(|piece| (piece.start, piece.start + piece.len)).collect::<Vec<_>>()
+        };
+        let end = start + len;
+        assert_eq!(ranges(&|_| true), [(start, end)]);
+        assert_eq!(ranges(&|_| false), [(start, end)]);
+        assert_eq!(ranges(&|chunk| chunk == 0), [(start, CHUNK), (CHUNK, end)]);
+        let middle = [(start, 2 * CHUNK), (2 * CHUNK, 4 * CHUNK), (4 * CHUNK, end)];
+        assert_eq!(ranges(&|chunk| chunk / 2 == 1), middle);
+        assert_eq!(ranges(&|chunk| chunk == 8), [(start, 8 * CHUNK), (8 * CHUNK, end)]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
 
 use kvm_bindings::{
     KVM_STATS_BASE_MASK, KVM_STATS_BASE_POW2, KVM_STATS_TYPE_CUMULATIVE, KVM_STATS_TYPE_INSTANT,
@@ -14,7 +15,7 @@ use kvm_bindings::{
     KVM_STATS_UNIT_BOOLEAN, KVM_STATS_UNIT_BYTES, KVM_STATS_UNIT_CYCLES, KVM_STATS_UNIT_MASK,
     KVM_STATS_UNIT_NONE, KVM_STATS_UNIT_SECONDS,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// KVM_GET_STATS_FD: `_IO(KVMIO, 0xCE)`.
 const KVM_GET_STATS_FD: libc::c_ulong = 0xAE << 8 | 0xCE;
@@ -24,7 +25,7 @@ const MOST_BYTES: u64 = 1 << 20;
 const DESCRIPTOR: usize = 16;
 
 /// What a counter's values are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StatKind {
     /// Grows.
@@ -42,7 +43,7 @@ pub enum StatKind {
 }
 
 /// What a counter counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)] // named after the units
 pub enum StatUnit {
@@ -55,7 +56,7 @@ pub enum StatUnit {
 }
 
 /// One of the kernel's counters.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
     /// The kernel's name for it.
     pub name: String,
@@ -90,6 +91,32 @@ pub(super) fn read_stats(of: &impl AsRawFd) -> Vec<Stat> {
     }
 }
 
+/// One counter with one value, which can be read again and again.
+#[derive(Debug)]
+pub(super) struct Counter {
+    file: File,
+    /// The value's place in the file.
+    at: u64,
+}
+
+impl Counter {
+    /// The counter of this name; `None` where this KVM has none.
+    pub(super) fn find(of: &impl AsRawFd, name: &str) -> Option<Self> {
+        let file = open(of).ok()?;
+        let mut bytes = Vec::new();
+        (&file).take(MOST_BYTES).read_to_end(&mut bytes).ok()?;
+        let at = place(&bytes, name)?;
+        Some(Self { file, at })
+    }
+
+    /// Its value now.
+    pub(super) fn value(&self) -> Option<u64> {
+        let mut bytes = [0; 8];
+        self.file.read_exact_at(&mut bytes, self.at).ok()?;
+        Some(u64::from_ne_bytes(bytes))
+    }
+}
+
 fn open(of: &impl AsRawFd) -> io::Result<File> {
     // SAFETY: the ioctl takes no argument, and gives a new file descriptor or -1.
     let fd = unsafe { libc::ioctl(of.as_raw_fd(), KVM_GET_STATS_FD) };
@@ -102,12 +129,29 @@ fn open(of: &impl AsRawFd) -> io::Result<File> {
 
 /// `None` where offsets or sizes do not agree.
 fn parse(bytes: &[u8]) -> Option<Vec<Stat>> {
-    let word = |at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?) as usize);
-    let (name_size, count) = (word(4)?, word(8)?);
-    let (descriptors, data) = (word(16)?, bytes.get(word(20)?..)?);
+    let data = bytes.get(word(bytes, 20)?..)?;
+    descriptors(bytes)?.map(|descriptor| stat(descriptor, data)).collect()
+}
+
+/// Where the first value of the counter of this name is.
+fn place(bytes: &[u8], name: &str) -> Option<u64> {
+    let is_it = |descriptor: &&[u8]| {
+        let found = descriptor[DESCRIPTOR..].split(|byte| *byte == 0).next();
+        found == Some(name.as_bytes())
+    };
+    let offset = word(descriptors(bytes)?.find(is_it)?, 8)?;
+    Some((word(bytes, 20)? + offset) as u64)
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<usize> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?) as usize)
+}
+
+fn descriptors(bytes: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
+    let (name_size, count) = (word(bytes, 4)?, word(bytes, 8)?);
     let size = DESCRIPTOR.checked_add(name_size)?;
-    let descriptors = bytes.get(descriptors..)?.get(..size.checked_mul(count)?)?;
-    descriptors.chunks_exact(size).map(|descriptor| stat(descriptor, data)).collect()
+    let descriptors = bytes.get(word(bytes, 16)?..)?.get(..size.checked_mul(count)?)?;
+    Some(descriptors.chunks_exact(size))
 }
 
 /// A descriptor: flags, exponent, number of values, their offset in the data, the width of a
@@ -184,6 +228,8 @@ mod tests {
 
     #[test]
     fn counters_and_histograms() {
+        assert_eq!(place(&file(), "exits"), Some(file().len() as u64 - 8));
+        assert_eq!(place(&file(), "exit"), None);
         let stats = parse(&file()).unwrap();
         assert_eq!(stats.len(), 2);
         assert_eq!((stats[0].name.as_str(), &stats[0].values[..]), ("exits", &[99][..]));

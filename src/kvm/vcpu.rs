@@ -4,34 +4,42 @@ mod ask;
 mod convert;
 mod debug;
 mod registers;
+mod save;
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{
-    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_REGS,
-    KVM_SYNC_X86_SREGS, kvm_regs, kvm_sync_regs,
+    KVM_CAP_HYPERV_SYNIC2, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_enable_cap, kvm_regs,
+    kvm_sync_regs,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 
+use super::exit::set_failed;
 use super::stats::{Stat, read_stats};
-use super::{Error, Exit, SupportedCpuid, decode};
-use crate::x86::cpuid::Policy;
-use crate::x86::{CpuInit, CpuState, Rflags};
-pub use ask::{Events, LocalApic};
+use super::vm::leaf;
+use super::{Error, Exit, Kept, SupportedCpuid, decode};
+use crate::x86::cpuid::{Leaf, Policy};
+use crate::x86::{CpuInit, CpuState, Model, PagingFeatures, Regs, Rflags};
+pub use ask::{DebugRegisters, Events, LocalApic};
+pub use convert::general;
 use convert::{regs, sregs, state};
-pub use debug::{Debug, HardwareBreakpoint, Inject, WatchKind};
+pub use debug::{Debug, HardwareBreakpoint, HltStep, Inject, WatchKind};
 
 /// A vCPU that is not in KVM_RUN, as its thread sees it.
 pub struct Vcpu {
-    fd: VcpuFd,
+    pub(super) fd: VcpuFd,
     /// Bytes that KVM maps for it: `kvm_run` and what lies behind.
     run_size: usize,
     id: u32,
     local_apic: bool,
-    /// The registers at the exit before the last one: on AMD-V all that is left after a
-    /// triple fault.
-    previous: kvm_regs,
+    /// The general registers and flags as of the exit before the last one: on AMD-V all that is
+    /// left after a triple fault.
+    previous: (Regs, Rflags),
+    /// Asked for once: CPUID stays as it is.
+    paging_features: OnceLock<PagingFeatures>,
 }
 
 /// What a vCPU that stands still was doing.
@@ -55,7 +63,8 @@ impl Vcpu {
     pub(super) fn new(mut fd: VcpuFd, run_size: usize, id: u32, local_apic: bool) -> Self {
         // With every exit the registers lie in kvm_run: no exit has to ask for them.
         fd.set_sync_valid_reg(SyncReg::Register);
-        Self { fd, run_size, id, local_apic, previous: kvm_regs::default() }
+        let previous = general(&kvm_regs::default());
+        Self { fd, run_size, id, local_apic, previous, paging_features: OnceLock::new() }
     }
 
     /// Its number.
@@ -63,9 +72,27 @@ impl Vcpu {
         self.id
     }
 
-    /// Gives it CPUID.
-    pub fn set_cpuid(&self, supported: &SupportedCpuid, policy: &Policy) -> Result<(), Error> {
-        self.fd.set_cpuid2(&supported.adjusted(policy)).map_err(Error::ioctl("KVM_SET_CPUID2"))
+    /// Gives it CPUID; gives back what `model` asked for and this KVM does not have.
+    pub fn set_cpuid(
+        &self,
+        supported: &SupportedCpuid,
+        policy: &Policy,
+        model: &Model,
+    ) -> Result<Vec<String>, Error> {
+        if supported.has_hyperv() {
+            let cap = kvm_enable_cap { cap: KVM_CAP_HYPERV_SYNIC2, ..Default::default() };
+            self.fd.enable_cap(&cap).map_err(Error::ioctl("KVM_CAP_HYPERV_SYNIC2"))?;
+        }
+        let (leaves, missing) = supported.shaped(policy, model);
+        self.fd.set_cpuid2(&leaves).map_err(Error::ioctl("KVM_SET_CPUID2"))?;
+        Ok(missing)
+    }
+
+    /// The CPUID that KVM says it has: a KVM may have changed what it was given.
+    pub fn cpuid(&self) -> Result<Vec<Leaf>, Error> {
+        let cpuid = self.fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES);
+        let cpuid = cpuid.map_err(Error::ioctl("KVM_GET_CPUID2"))?;
+        Ok(cpuid.as_slice().iter().map(leaf).collect())
     }
 
     /// Gives it the state to start in. It travels with the first KVM_RUN, which saves two
@@ -74,24 +101,35 @@ impl Vcpu {
         let sync = self.fd.sync_regs_mut();
         sync.regs = regs(&cpu.regs, cpu.rflags);
         sync.sregs = sregs(cpu, self.id == 0);
-        self.previous = sync.regs;
+        self.previous = general(&sync.regs);
         self.fd.get_kvm_run().kvm_dirty_regs = u64::from(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS);
     }
 
-    /// Runs the guest until it exits; gives RIP and the exit.
+    /// Runs the guest until it exits; [`Self::last_exit`] and [`Self::kept`] tell why it did.
     #[inline]
+    pub fn enter(&mut self) {
+        self.previous = general(&self.fd.sync_regs_mut().regs);
+        if let Err(e) = self.fd.run().map(|_| ()) {
+            set_failed(self.fd.get_kvm_run(), e.errno());
+        }
+    }
+
+    /// Runs the guest until it exits; gives RIP and the exit.
     pub fn run(&mut self) -> (u64, Exit<'_>) {
-        self.previous = self.synced().regs;
-        let ran = self.fd.run().map(|_| ());
-        let rip = self.rip();
-        let exit = match ran {
-            Ok(()) => decode(self.page()),
-            Err(e) if e.errno() == libc::EINTR => Exit::Interrupted,
-            // An AP that another vCPU has just kicked out of its wait (api.rst, KVM_RUN).
-            Err(e) if e.errno() == libc::EAGAIN => Exit::Interrupted,
-            Err(e) => Exit::Failed { errno: e.errno() },
-        };
-        (rip, exit)
+        self.enter();
+        (self.rip(), self.last_exit())
+    }
+
+    /// Why it came back the last time.
+    #[inline]
+    pub fn last_exit(&mut self) -> Exit<'_> {
+        decode(self.page())
+    }
+
+    /// The same for later.
+    #[inline]
+    pub fn kept(&mut self) -> Kept {
+        Kept::new(self.page())
     }
 
     fn page(&mut self) -> &mut [u8] {
@@ -122,11 +160,6 @@ impl Vcpu {
         self.synced().regs.rip
     }
 
-    /// RIP as of the exit before the last one.
-    pub fn previous_rip(&self) -> u64 {
-        self.previous.rip
-    }
-
     /// Is this the state of a processor after INIT? On AMD-V KVM puts a vCPU there when it
     /// sees a shutdown, and the state of the fault is lost.
     pub fn is_reinitialised(&mut self) -> bool {
@@ -150,16 +183,25 @@ impl Vcpu {
         })
     }
 
+    /// Has another vCPU still to start it?
+    pub fn waits_for_start(&self) -> bool {
+        let state = self.local_apic.then(|| self.fd.get_mp_state());
+        matches!(state, Some(Ok(state)) if matches!(
+            state.mp_state,
+            KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED
+        ))
+    }
+
     /// Are maskable interrupts enabled, as of the last exit?
     pub fn interrupts_enabled(&mut self) -> bool {
         self.synced().regs.rflags & Rflags::IF.bits() != 0
     }
 
-    /// Its registers, by two ioctls: not for the exit path.
+    /// Its registers, by two ioctls and the first time one more: not for the exit path.
     pub fn state(&self) -> Result<CpuState, Error> {
         let regs = self.fd.get_regs().map_err(Error::ioctl("KVM_GET_REGS"))?;
         let sregs = self.fd.get_sregs().map_err(Error::ioctl("KVM_GET_SREGS"))?;
-        Ok(state(&regs, &sregs))
+        Ok(state(&regs, &sregs, self.paging_features()?))
     }
 
     /// What KVM counted of it; empty where it does not say.

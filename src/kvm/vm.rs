@@ -1,22 +1,22 @@
 //! A VM: its memory slots, interrupt controllers and what it asks user space about.
 
 use std::fmt;
-use std::io;
+use std::sync::Arc;
 
 use kvm_bindings::{
     CpuId, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR,
     KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_MSR_EXIT_REASON_INVAL,
-    KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
-    kvm_userspace_memory_region,
+    KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_enable_cap,
+    kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, VmFd};
-use vmm_sys_util::eventfd::EventFd;
 
-use super::slots::{Guarded, slots};
+use super::slots::{Guarded, Slot, slots};
 use super::stats::{Stat, read_stats};
-use super::{Error, Kvm, Vcpu};
-use crate::irq::{Gsi, Irqchip};
+use super::{Error, Kvm, Vcpu, hyperv};
+use crate::irq::{Gsi, IrqInputs, Irqchip, NotConnected};
 use crate::mem::{GuestMemory, layout};
+use crate::x86::Model;
 use crate::x86::cpuid::{Leaf, Policy};
 
 /// The KVM hypercall that can be passed on to user space (KVM_HC_MAP_GPA_RANGE).
@@ -24,10 +24,10 @@ pub(super) const HC_MAP_GPA_RANGE: u64 = 12;
 
 /// A VM.
 pub struct Vm {
-    fd: VmFd,
+    pub(super) fd: Arc<VmFd>,
     /// Keeps the memory that KVM's slots point at mapped for as long as the VM.
-    memory: GuestMemory,
-    irqchip: Irqchip,
+    pub(super) memory: GuestMemory,
+    pub(super) irqchip: Irqchip,
 }
 
 impl fmt::Debug for Vm {
@@ -40,6 +40,8 @@ impl fmt::Debug for Vm {
 pub struct SupportedCpuid {
     leaves: CpuId,
     tsc_deadline: bool,
+    /// Hyper-V's, for a guest that is to have them.
+    hyperv: Vec<kvm_cpuid_entry2>,
 }
 
 impl SupportedCpuid {
@@ -50,7 +52,18 @@ impl SupportedCpuid {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
         let tsc_deadline = kvm.fd.check_extension(Cap::TscDeadlineTimer);
-        Ok(Self { leaves, tsc_deadline })
+        Ok(Self { leaves, tsc_deadline, hyperv: Vec::new() })
+    }
+
+    /// With Hyper-V's interface. False where this KVM has none.
+    pub fn add_hyperv(&mut self, kvm: &Kvm) -> Result<bool, Error> {
+        self.hyperv = hyperv::leaves(kvm)?;
+        Ok(!self.hyperv.is_empty())
+    }
+
+    /// Has it Hyper-V's interface?
+    pub(super) fn has_hyperv(&self) -> bool {
+        !self.hyperv.is_empty()
     }
 
     /// Can KVM's local APIC do the TSC deadline timer?
@@ -58,22 +71,42 @@ impl SupportedCpuid {
         self.tsc_deadline
     }
 
-    /// The leaves as the guest's vCPU is to see them.
-    pub(super) fn adjusted(&self, policy: &Policy) -> CpuId {
+    /// The same with `change` applied to every leaf.
+    pub fn changed(&self, mut change: impl FnMut(&mut Leaf)) -> Self {
+        let mut changed: Vec<_> = self.leaves.as_slice().iter().map(leaf).collect();
+        changed.iter_mut().for_each(&mut change);
+        let mut leaves = self.leaves.clone();
+        overwrite(&mut leaves, &changed);
+        Self { leaves, tsc_deadline: self.tsc_deadline, hyperv: self.hyperv.clone() }
+    }
+
+    /// The leaves as a vCPU is told to show them.
+    pub fn told(&self, policy: &Policy, model: &Model) -> Vec<Leaf> {
+        self.shaped(policy, model).0.as_slice().iter().map(leaf).collect()
+    }
+
+    /// The leaves as the guest's vCPU is to see them, and what `model` asked for in vain.
+    pub(super) fn shaped(&self, policy: &Policy, model: &Model) -> (CpuId, Vec<String>) {
         let mut cpuid = self.leaves.clone();
-        for entry in cpuid.as_mut_slice() {
-            let mut leaf = Leaf {
-                function: entry.function,
-                index: entry.index,
-                eax: entry.eax,
-                ebx: entry.ebx,
-                ecx: entry.ecx,
-                edx: entry.edx,
-            };
-            policy.adjust(&mut leaf);
-            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx);
+        let mut leaves: Vec<_> = cpuid.as_slice().iter().map(leaf).collect();
+        let missing = model.shape(policy, &mut leaves);
+        overwrite(&mut cpuid, &leaves);
+        if !self.hyperv.is_empty() {
+            cpuid = hyperv::first(&cpuid, &self.hyperv);
         }
-        cpuid
+        (cpuid, missing)
+    }
+}
+
+pub(super) fn leaf(entry: &kvm_cpuid_entry2) -> Leaf {
+    let &kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, .. } = entry;
+    Leaf { function, index, eax, ebx, ecx, edx }
+}
+
+/// The leaves by others, in the same order.
+fn overwrite(cpuid: &mut CpuId, leaves: &[Leaf]) {
+    for (entry, leaf) in cpuid.as_mut_slice().iter_mut().zip(leaves) {
+        (entry.eax, entry.ebx, entry.ecx, entry.edx) = (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx);
     }
 }
 
@@ -86,7 +119,7 @@ impl Vm {
         irqchip: Irqchip,
         guarded: &[Guarded],
     ) -> Result<Self, Error> {
-        let fd = Self::create(kvm)?;
+        let fd = Arc::new(Self::create(kvm)?);
         let vm = Self { fd, memory: memory.clone(), irqchip };
         vm.map_memory(guarded)?;
         // VT-x without "unrestricted guest" runs real mode in a virtual-8086 task of KVM's.
@@ -109,19 +142,24 @@ impl Vm {
 
     fn map_memory(&self, guarded: &[Guarded]) -> Result<(), Error> {
         for (number, slot) in slots(&self.memory, guarded).iter().enumerate() {
-            let region = kvm_userspace_memory_region {
-                slot: number as u32,
-                flags: if slot.read_only { KVM_MEM_READONLY } else { 0 },
-                guest_phys_addr: slot.start,
-                memory_size: slot.len,
-                userspace_addr: slot.host,
-            };
-            // SAFETY: the range is part of a mapping of ours, and `self.memory` keeps it mapped
-            // for as long as the VM's file descriptor is open; the slots do not overlap.
-            unsafe { self.fd.set_user_memory_region(region) }
-                .map_err(Error::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+            self.set_slot(number as u32, slot, 0)?;
         }
         Ok(())
+    }
+
+    /// Makes a slot, or changes its flags (KVM_MEM_*).
+    pub(super) fn set_slot(&self, number: u32, slot: &Slot, flags: u32) -> Result<(), Error> {
+        let region = kvm_userspace_memory_region {
+            slot: number,
+            flags: flags | if slot.read_only { KVM_MEM_READONLY } else { 0 },
+            guest_phys_addr: slot.start,
+            memory_size: slot.len,
+            userspace_addr: slot.host,
+        };
+        // SAFETY: the range is part of a mapping of ours, and `self.memory` keeps it mapped for
+        // as long as the VM's file descriptor is open; the slots do not overlap.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(Error::ioctl("KVM_SET_USER_MEMORY_REGION"))
     }
 
     /// What KVM counted of the VM as a whole; empty where it does not say.
@@ -141,7 +179,12 @@ impl Vm {
         )
     }
 
-    fn enable_if_known(&self, cap: u32, arg: u64, name: &'static str) -> Result<(), Error> {
+    pub(super) fn enable_if_known(
+        &self,
+        cap: u32,
+        arg: u64,
+        name: &'static str,
+    ) -> Result<(), Error> {
         if self.fd.check_extension_raw(cap.into()) <= 0 {
             log::debug!("this KVM has no {name}");
             return Ok(());
@@ -149,7 +192,7 @@ impl Vm {
         self.enable(cap, arg).map_err(Error::ioctl(name))
     }
 
-    fn enable(&self, cap: u32, arg: u64) -> Result<(), kvm_ioctls::Error> {
+    pub(super) fn enable(&self, cap: u32, arg: u64) -> Result<(), kvm_ioctls::Error> {
         self.fd.enable_cap(&kvm_enable_cap { cap, args: [arg, 0, 0, 0], ..Default::default() })
     }
 
@@ -171,6 +214,11 @@ impl Vm {
         }
     }
 
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
     /// Which interrupt controllers it has.
     pub fn irqchip(&self) -> Irqchip {
         self.irqchip
@@ -183,11 +231,26 @@ impl Vm {
         Ok(Vcpu::new(fd, self.fd.run_size(), id, self.irqchip != Irqchip::None))
     }
 
-    /// An event that raises `gsi` when it is written to.
-    pub fn irq_event(&self, gsi: Gsi) -> Result<EventFd, Error> {
-        let refused = |source: io::Error| Error::Ioctl { ioctl: "KVM_IRQFD", source };
-        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(refused)?;
-        self.fd.register_irqfd(&event, gsi.0).map_err(Error::ioctl("KVM_IRQFD"))?;
-        Ok(event)
+    /// The inputs of its I/O APIC and PICs; where it has none, not connected.
+    pub fn irq_inputs(&self) -> Arc<dyn IrqInputs> {
+        match self.irqchip {
+            Irqchip::Full => Arc::new(Inputs { fd: self.fd.clone(), _memory: self.memory.clone() }),
+            Irqchip::None | Irqchip::Split => Arc::new(NotConnected),
+        }
+    }
+}
+
+/// The inputs of the interrupt controllers in KVM.
+struct Inputs {
+    fd: Arc<VmFd>,
+    /// For as long as the VM, as [`Vm::memory`].
+    _memory: GuestMemory,
+}
+
+impl IrqInputs for Inputs {
+    fn set_level(&self, gsi: Gsi, high: bool) {
+        if let Err(e) = self.fd.set_irq_line(gsi.0, high) {
+            log::debug!("KVM_IRQ_LINE, input {}: {e}", gsi.0); // it has fewer inputs
+        }
     }
 }

@@ -1,25 +1,35 @@
 //! The autopsy of a machine: who is asked for what is left of its guest.
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use super::instruction::{instruction, panic_write};
 use super::second_run::{self, Limits, Second, second_run};
-use super::{Error, Machine, core};
+use super::whole::check_regular;
+use super::{Error, Machine, core, names, nothing_ran};
 use crate::config::AutopsyLevel;
 use crate::inspect::{
-    Autopsy, Cpu, Ending, Registers, Source, Subject, Symbols, is_end, kvm_words,
+    Autopsy, Cpu, Ending, Functions, Registers, Source, Subject, Symbols, is_end, kvm_exit,
+    kvm_words,
 };
-use crate::kvm::{self, Exit};
+use crate::kvm::{self, Backend, Exit, ExitKind};
 use crate::mem::GuestMemory;
-use crate::vcpu::RunLoop;
+use crate::vcpu::{Record, RunLoop};
 use crate::verdict::{Death, Verdict};
 
 /// A first run up to this long is short enough for a second that nobody asked for.
 const SHORT: Duration = Duration::from_secs(2);
 
 /// What there is to say of AMD-V, where a shutdown ends in INIT.
-const LOST: &str = "this KVM loses the registers in a triple fault (AMD-V): these are the general registers of the last exit before it";
+const LOST: &str =
+    "this KVM loses the registers in a triple fault (AMD-V): these are the general registers";
+
+/// What there is to say where source lines could be expected.
+const COMPRESSED: &str = "no source lines of a file whose debug sections are compressed: objcopy --decompress-debug-sections makes one that has them";
+
+/// What there is to say where time was up too soon.
+const BEFORE_START: &str =
+    "the guest had not run an instruction: these are the registers that it starts with";
 
 /// Exits that it shows of each.
 const EXITS: usize = 8;
@@ -42,15 +52,28 @@ impl Machine {
         let (verdict, _) = self.ended.as_ref()?;
         let ending = ending(verdict).filter(|_| self.config.autopsy != AutopsyLevel::Off)?;
         let mut notes = self.evidence()?.notes.clone();
-        let files = self.symbol_files(&mut notes);
+        let (files, complaints) = names::symbol_files(&self.config);
+        notes.extend(complaints);
         let mut symbols = Symbols::new();
-        symbols.add(&self.files.image, 0);
+        symbols.add(&self.files.image, names::image_offset(&self.files.image, &self.loaded));
         for (bytes, offset) in &files {
             symbols.add(bytes, *offset);
         }
-        let Evidence { source, memory, cpus, .. } = self.evidence.as_ref()?;
-        let (source, cpus) = (*source, cpus.clone());
-        let subject = Subject { ending, memory, symbols: &symbols, source, notes, cpus };
+        if symbols.are_compressed() {
+            notes.push(COMPRESSED.to_owned());
+        }
+        let Evidence { source, memory, cpus, never_started, .. } = self.evidence.as_ref()?;
+        let subject = Subject {
+            ending: restarted(ending, self.restarts, &mut notes),
+            backend: Backend::detect(),
+            memory,
+            symbols: &symbols,
+            source: *source,
+            notes,
+            cpus: cpus.clone(),
+            never_started: never_started.clone(),
+            guarded: &self.incarnation.guarded,
+        };
         Some(Autopsy::perform(&subject))
     }
 
@@ -58,12 +81,28 @@ impl Machine {
     /// opens; false for a guest that did not die.
     ///
     /// # Errors
-    /// Those of the file.
+    /// Those of the file, which must be a regular one; [`Self::check_core`] tells of most of them
+    /// before there is a guest.
     pub fn write_core(&mut self, path: &Path) -> Result<bool, Error> {
-        let Some(Evidence { memory, cpus, .. }) = self.evidence() else { return Ok(false) };
+        if self.evidence().is_none() {
+            return Ok(false);
+        }
+        let Some(Evidence { memory, cpus, .. }) = &self.evidence else { return Ok(false) };
+        let (symbols, _) = names::symbol_files(&self.config);
+        let files =
+            [&self.files.image[..]].into_iter().chain(symbols.iter().map(|(it, _)| &it[..]));
         let doing = format!("write the core {}", path.display());
-        core::write(path, cpus, memory).map_err(|source| Error::Host { doing, source })?;
+        core::write(path, cpus, memory, files).map_err(|source| Error::Host { doing, source })?;
         Ok(true)
+    }
+
+    /// Can a core be written there?
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn check_core(path: &Path) -> Result<(), Error> {
+        let doing = format!("write the core {}", path.display());
+        check_regular(path).map_err(|source| Error::Host { doing, source })
     }
 
     /// What there is of a guest that died, looked for once.
@@ -80,18 +119,32 @@ impl Machine {
     /// What is left of the guest, or of its second run.
     fn look(&mut self, wall: Duration) -> Evidence {
         let memory = self.incarnation.memory.clone();
-        let asked = self.incarnation.loops.iter_mut().take(MOST_CPUS).map(ask);
-        let mut found = match asked.collect() {
-            Ok(cpus) => Evidence { source: Source::End, memory, notes: Vec::new(), cpus },
-            Err(e) => {
-                let notes = vec![format!("no processor's state: {}", super::chain(&e))];
-                Evidence { source: Source::End, memory, notes, cpus: Vec::new() }
-            }
+        let Self { incarnation, config, files, loaded, ended, .. } = self;
+        let verdict = ended.as_ref().map_or_else(nothing_ran, |(verdict, _)| verdict.clone());
+        let functions = || names::functions(config, &files.image, loaded);
+        let (waiting, mut running): (Vec<_>, Vec<_>) =
+            incarnation.loops.iter_mut().partition(|it| never_started(it));
+        let waiting = waiting.iter().map(|it| it.vcpu.id()).collect();
+        let source = match verdict {
+            Verdict::TimedOut { .. } if has_not_started(&mut running) => Source::BeforeStart,
+            _ => Source::End,
         };
+        let asked = running.into_iter().map(|it| ask(it, &verdict, &memory, functions));
+        let (mut cpus, mut notes) = match asked.collect::<Result<Vec<_>, _>>() {
+            Ok(cpus) => (cpus, Vec::new()),
+            Err(e) => (Vec::new(), vec![format!("no processor's state: {}", super::chain(&e))]),
+        };
+        if let Some(first) = cpus.iter_mut().find(|cpu| cpu.id == 0) {
+            first.pic = incarnation.vm.pic_vectors().unwrap_or_default();
+        }
+        notes.extend((source == Source::BeforeStart).then(|| BEFORE_START.to_owned()));
+        cpus.sort_by_key(|cpu| !cpu.died);
+        cpus.truncate(MOST_CPUS);
+        let mut found = Evidence { source, memory, notes, cpus, never_started: waiting };
         let Some(lost) = found.cpus.iter().position(is_general) else { return found };
-        found.source = Source::LastExit;
+        found.source = if self.had_exits() { Source::LastExit } else { Source::Start };
         match self.limits(wall) {
-            Err(why) => found.notes.push(format!("{LOST}; {why}")),
+            Err(why) => found.notes.push(format!("{}; {why}", lost_words(found.source))),
             Ok(limits) => self.look_again(&mut found, lost, limits),
         }
         found
@@ -116,33 +169,34 @@ impl Machine {
         }
     }
 
+    /// Had the guest an exit of its own before the one that ended it?
+    fn had_exits(&self) -> bool {
+        let own = |(name, _): &(&str, u64)| !matches!(*name, "interrupted" | "shutdown");
+        self.counts.exits().any(|exit| own(&exit))
+    }
+
     fn look_again(&self, found: &mut Evidence, lost: usize, limits: Limits) {
         match second_run(self, &found.cpus[lost], limits) {
-            Err(e) => found.notes.extend([LOST.to_owned(), second_run::failed(&e)]),
+            Err(e) => found.notes.extend([lost_words(found.source), second_run::failed(&e)]),
             Ok(Second { state: None, notes, .. }) => {
-                found.notes.push(LOST.to_owned());
+                found.notes.push(lost_words(found.source));
                 found.notes.extend(notes);
             }
-            Ok(Second { state: Some(state), memory, notes }) => {
+            Ok(Second { state: Some(state), local_apic, same_way, memory, notes }) => {
                 found.cpus[lost].registers = Registers::Whole(state);
-                found.source = Source::SecondRun;
+                found.cpus[lost].local_apic = local_apic;
+                found.source = if same_way { Source::SecondRun } else { Source::OtherWay };
                 found.memory = memory;
                 found.notes.extend(notes);
             }
         }
     }
+}
 
-    /// The symbol files' bytes, each with its offset; what is wrong with one is noted.
-    fn symbol_files(&self, notes: &mut Vec<String>) -> Vec<(Vec<u8>, u64)> {
-        let mut files = Vec::new();
-        for file in &self.config.symbols {
-            match fs::read(&file.path) {
-                Ok(bytes) if Symbols::new().add(&bytes, 0) => files.push((bytes, file.offset)),
-                Ok(_) => notes.push(format!("{} is no ELF file: no symbols", file.path.display())),
-                Err(e) => notes.push(format!("no symbols from {}: {e}", file.path.display())),
-            }
-        }
-        files
+fn lost_words(source: Source) -> String {
+    match source {
+        Source::Start => format!("{LOST} that it started with: it had no exit before"),
+        _ => format!("{LOST} of the last exit before it"),
     }
 }
 
@@ -152,6 +206,32 @@ pub(super) struct Evidence {
     memory: GuestMemory,
     notes: Vec<String>,
     cpus: Vec<Cpu>,
+    never_started: Vec<u32>,
+}
+
+/// Has it run nothing, because no other vCPU has started it?
+fn never_started(it: &RunLoop) -> bool {
+    let nothing = |record: &Record| record.kind == ExitKind::Interrupted;
+    it.vcpu.waits_for_start() && it.recorder.tail(usize::MAX).iter().all(nothing)
+}
+
+/// Had no vCPU run an instruction when the time was up? KVM may not have their registers yet.
+fn has_not_started(loops: &mut [&mut RunLoop]) -> bool {
+    loops.iter_mut().all(|it| matches!(it.vcpu.settle(), Ok(true)))
+}
+
+/// What a guest that was restarted has to have said of it.
+fn restarted(ending: Ending, restarts: u64, notes: &mut Vec<String>) -> Ending {
+    let resets = match restarts {
+        0 => return ending,
+        1 => "one reset".to_owned(),
+        n => format!("{n} resets"),
+    };
+    notes.push(format!("the guest was started again, after {resets}: this is its last start"));
+    match ending {
+        Ending::TimedOut(limit) => Ending::TimedOut(format!("{limit} and {resets}")),
+        other => other,
+    }
 }
 
 fn is_general(cpu: &Cpu) -> bool {
@@ -159,26 +239,38 @@ fn is_general(cpu: &Cpu) -> bool {
 }
 
 /// What is left of a vCPU.
-fn ask(it: &mut RunLoop) -> Result<Cpu, kvm::Error> {
-    let vcpu = &mut it.vcpu;
-    let exit = vcpu.last_exit();
-    let (died, kvm) = (is_end(&exit), kvm_words(&exit));
+fn ask(
+    it: &mut RunLoop,
+    verdict: &Verdict,
+    memory: &GuestMemory,
+    functions: impl FnOnce() -> Functions,
+) -> Result<Cpu, kvm::Error> {
+    let exit = it.vcpu.last_exit();
+    let (ended, kvm, kvm_exit) = (is_end(&exit), kvm_words(&exit), kvm_exit(&exit));
     let lost = exit == Exit::Shutdown;
-    let lost = lost && vcpu.is_reinitialised();
+    let registers = if lost && it.vcpu.is_reinitialised() {
+        let (regs, rflags) = it.vcpu.previous_registers();
+        Registers::General { regs, rflags }
+    } else {
+        Registers::Whole(it.vcpu.state()?)
+    };
+    let instruction = match &registers {
+        Registers::Whole(state) => instruction(it, verdict, memory, state, functions),
+        Registers::General { .. } => None,
+    };
+    let vcpu = &it.vcpu;
     Ok(Cpu {
         id: vcpu.id(),
-        died,
-        registers: if lost {
-            let (regs, rflags) = vcpu.previous_registers();
-            Registers::General { regs, rflags }
-        } else {
-            Registers::Whole(vcpu.state()?)
-        },
-        physical_bits: vcpu.physical_bits()?,
+        died: ended || it.violation.is_some() || panic_write(it, verdict).is_some(),
+        registers,
+        instruction,
         kvm,
+        kvm_exit,
         local_apic: vcpu.local_apic()?,
+        pic: Vec::new(),
         events: vcpu.events()?,
-        exits: it.recorder.tail(EXITS).iter().map(|it| it.to_string().trim().to_owned()).collect(),
+        debug_registers: vcpu.debug_registers()?,
+        exits: it.recorder.tail(EXITS),
     })
 }
 

@@ -3,23 +3,25 @@
 use std::sync::Arc;
 
 use super::ask::Question;
+use super::checkpoint::{ReadyTo, Tracking};
 use super::error::Error;
 use super::files::Files;
 use super::input::Pump;
 use super::linux;
 use super::output::HostOutput;
-use super::platform::{self, COM1_GSI, Parts};
+use super::platform::{self, ACPI_PORTS, COM1_GSI, Devices, Parts};
 use super::strict;
 use super::{CAPTURE, Output};
+use crate::boot::acpi::Hardware;
 use crate::boot::{self, Loaded, Protocol};
 use crate::bus::Bus;
 use crate::config::Config;
-use crate::devices::{Console, Hypercalls, Serial};
+use crate::devices::{Console, Hypercalls, Mailbox, Serial};
 use crate::inspect::watch::{Instruments, Kernel};
-use crate::irq::{IrqLine, Irqchip, NotConnected};
-use crate::kvm::{Kvm, SupportedCpuid, Vm};
+use crate::irq::{Gsi, IrqInputs, IrqLine, Irqchip, NotConnected};
+use crate::kvm::{DirtyLog, Guarded, Kvm, SupportedCpuid, Vm};
 use crate::mem::{self, GuestMemory, MemoryMap};
-use crate::vcpu::{Control, HaltWatch, HypercallDevice, Recorder, RunLoop, Ticks};
+use crate::vcpu::{Control, HaltWatch, HypercallDevice, Recorder, RunLoop, Still, Ticks};
 use crate::x86::cpuid::Policy;
 
 /// What a reset throws away.
@@ -27,9 +29,14 @@ pub(super) struct Incarnation {
     pub(super) loops: Vec<RunLoop>,
     pub(super) memory: GuestMemory,
     /// Keeps the guest's memory mapped while vCPUs run in it.
-    pub(super) vm: Vm,
-    /// Where the image is entered.
-    pub(super) entry: u64,
+    pub(super) vm: Arc<Vm>,
+    /// The parts of memory without an ordinary slot.
+    pub(super) guarded: Vec<Guarded>,
+    pub(super) devices: Devices,
+    pub(super) mailbox: Arc<Mailbox>,
+    /// Once there is a checkpoint.
+    pub(super) log: Option<DirtyLog>,
+    pub(super) tracking: Option<Tracking>,
 }
 
 impl Incarnation {
@@ -49,18 +56,18 @@ impl Incarnation {
 
 pub(super) fn console(output: Output, control: &Arc<Control>) -> Arc<Console> {
     let builder = Console::builder(control.clone());
+    let host = |file| Box::new(HostOutput::new(file, control.clone()));
     match output {
         Output::Captured => builder.capture(CAPTURE).build(),
-        Output::File(name, file) => {
-            builder.output(name, Box::new(HostOutput::new(file, control.clone()))).build()
-        }
+        Output::File(name, file) => builder.output(name, host(file)).build(),
+        Output::Both(name, file) => builder.output(name, host(file)).capture(CAPTURE).build(),
     }
 }
 
-/// Loads the image and makes all that KVM and the guest see.
+/// Makes all that KVM and the guest see, around the memory that `load` gives.
 pub(super) fn incarnate(
     config: &Config,
-    files: &Files,
+    load: impl FnOnce() -> Result<(GuestMemory, Loaded), Error>,
     control: &Arc<Control>,
     console: &Arc<Console>,
     pump: &Arc<Pump>,
@@ -68,17 +75,17 @@ pub(super) fn incarnate(
     let kvm = Arc::new(Kvm::open(&config.kvm)?);
     kvm.check_cpus(config.cpus)?;
     let cpuid = Question::ask(&kvm);
-    let (memory, loaded) = load(config, files)?;
+    let (memory, loaded) = load()?;
     let irqchip = config.irqchip_for(loaded.protocol);
-    let (rules, guarded) = strict::rules(config, &loaded)?;
+    let (rules, guarded) = strict::rules(config, &loaded, &memory)?;
     let vm = Vm::new(&kvm, &memory, irqchip, &guarded)?;
-    let mut loops = vcpus(config, &vm, control, console, pump)?;
+    let (mut loops, devices, mailbox) = vcpus(config, &vm, control, console, pump)?;
     let rules = Arc::new(rules);
     loops.iter_mut().for_each(|it| it.strict = rules.clone());
-    let loops = start_state(loops, &cpuid.answer()?, &loaded, irqchip)?;
+    let loops = start_state(loops, &offered(cpuid.answer()?, &kvm, config)?, &loaded, config)?;
     log::info!("{}: {}", config.image.display(), loaded.description);
-    let entry = loaded.cpu.regs.rip;
-    Ok((loaded, Incarnation { loops, memory, vm, entry }))
+    let (vm, log, tracking) = (Arc::new(vm), None, None);
+    Ok((loaded, Incarnation { loops, memory, vm, guarded, devices, mailbox, log, tracking }))
 }
 
 /// Guest memory with the image in it.
@@ -98,7 +105,7 @@ fn load_into(
     let modules = files.modules();
     let cmdline = cmdline(config, files);
     let image_name = config.image.display().to_string();
-    let request = boot::Request {
+    let mut request = boot::Request {
         image: &files.image,
         image_name: &image_name,
         protocol: config.boot,
@@ -107,10 +114,24 @@ fn load_into(
         cmdline: &cmdline,
         modules: &modules,
         initrd: files.initrd.as_deref(),
+        hardware: None,
         map,
         memory,
     };
-    boot::load(&request).map_err(|source| Error::Boot { image: image_name.clone(), source })
+    let refused = |source| Error::Boot { image: image_name.clone(), source };
+    request.hardware = Some(hardware(config, boot::protocol(&request).map_err(refused)?));
+    boot::load(&request).map_err(refused)
+}
+
+/// What the ACPI tables describe.
+fn hardware(config: &Config, protocol: Protocol) -> Hardware {
+    let irqchip = config.irqchip_for(protocol);
+    Hardware {
+        cpus: config.cpus,
+        local_apics: irqchip != Irqchip::None,
+        io_apic: irqchip == Irqchip::Full,
+        ports: ACPI_PORTS,
+    }
 }
 
 /// The command line as given, else what the protocol's guests need.
@@ -133,18 +154,27 @@ fn vcpus(
     control: &Arc<Control>,
     console: &Arc<Console>,
     pump: &Arc<Pump>,
-) -> Result<Vec<RunLoop>, Error> {
+) -> Result<(Vec<RunLoop>, Devices, Arc<Mailbox>), Error> {
+    let mailbox = Mailbox::new(Arc::new(ReadyTo(control.clone())));
     let calls = Arc::new(Hypercalls {
         console: console.clone(),
         stop: control.clone(),
         processors: config.cpus,
         memory: config.memory,
     });
-    let serial = Serial::new(console.clone(), com1_line(vm)?, pump.wanted());
+    let serial = Serial::new(console.clone(), com1_line(vm), pump.wanted());
     pump.attach(serial.input());
     let (pio, mmio) = (Bus::new(), Bus::new());
-    let parts = Parts::new(control.clone(), calls.clone(), serial);
-    platform::populate(&pio, &parts)?;
+    let memory = vm.memory().clone();
+    let parts = Parts::new(
+        control.clone(),
+        calls.clone(),
+        serial,
+        memory,
+        vm.irq_inputs(),
+        mailbox.clone(),
+    );
+    let devices = platform::populate(&pio, &mmio, &parts)?;
     let hypercalls: Arc<dyn HypercallDevice> = Arc::new(PassedOn(calls));
     let halt_watch = match vm.irqchip() {
         Irqchip::None => None,
@@ -163,26 +193,29 @@ fn vcpus(
             ticks: Ticks::default(),
             strict: Arc::default(),
             violation: None,
+            still: Still::default(),
         })
     };
-    (0..config.cpus).map(one).collect()
+    let loops = (0..config.cpus).map(one).collect::<Result<_, Error>>()?;
+    Ok((loops, devices, mailbox))
 }
 
-/// COM1's interrupt: an irqfd where there is an I/O APIC to raise it.
-fn com1_line(vm: &Vm) -> Result<Arc<dyn IrqLine>, Error> {
-    Ok(match vm.irqchip() {
-        Irqchip::Full => Arc::new(EventLine(vm.irq_event(COM1_GSI)?)),
+/// COM1's interrupt, where there is an I/O APIC to raise it.
+fn com1_line(vm: &Vm) -> Arc<dyn IrqLine> {
+    match vm.irqchip() {
+        Irqchip::Full => Arc::new(Pulse(vm.irq_inputs(), COM1_GSI)),
         _ => Arc::new(NotConnected),
-    })
+    }
 }
 
-/// An interrupt that an eventfd raises.
-struct EventLine(vmm_sys_util::eventfd::EventFd);
+/// An edge at an input. It has arrived when the call comes back, not at some later time as an
+/// irqfd's: a machine that has been put back gets no interrupt of its life before.
+struct Pulse(Arc<dyn IrqInputs>, Gsi);
 
-impl IrqLine for EventLine {
+impl IrqLine for Pulse {
     fn trigger(&self) {
-        // Fails only when 2^64 - 2 triggers wait: then one more changes nothing.
-        let _ = self.0.write(1);
+        self.0.set_level(self.1, true);
+        self.0.set_level(self.1, false);
     }
 }
 
@@ -201,18 +234,31 @@ impl HypercallDevice for PassedOn {
     }
 }
 
+/// What the guest's CPUID is made of.
+fn offered(mut cpuid: SupportedCpuid, kvm: &Kvm, config: &Config) -> Result<SupportedCpuid, Error> {
+    if config.cpu.hyperv() && !cpuid.add_hyperv(kvm)? {
+        log::warn!("this KVM has no Hyper-V interface: the guest goes without");
+    }
+    Ok(cpuid)
+}
+
 /// CPUID for every vCPU, the entry state for the first.
 fn start_state(
     mut loops: Vec<RunLoop>,
     cpuid: &SupportedCpuid,
     loaded: &Loaded,
-    irqchip: Irqchip,
+    config: &Config,
 ) -> Result<Vec<RunLoop>, Error> {
-    let (cpus, local_apic) = (loops.len() as u32, irqchip != Irqchip::None);
+    let cpus = loops.len() as u32;
+    let local_apic = config.irqchip_for(loaded.protocol) != Irqchip::None;
     let tsc_deadline = cpuid.tsc_deadline();
     for it in &loops {
         let apic_id = it.vcpu.id();
-        it.vcpu.set_cpuid(cpuid, &Policy { apic_id, cpus, local_apic, tsc_deadline })?;
+        let policy = Policy { apic_id, cpus, local_apic, tsc_deadline };
+        let missing = it.vcpu.set_cpuid(cpuid, &policy, &config.cpu)?;
+        if apic_id == 0 && !missing.is_empty() {
+            log::warn!("this KVM has no {}: the guest goes without", missing.join(", "));
+        }
     }
     if let Some(first) = loops.first_mut() {
         first.vcpu.set_entry(&loaded.cpu);

@@ -15,12 +15,14 @@ use crate::x86::Mode;
 pub struct Builder {
     config: Config,
     image: Option<Vec<u8>>,
+    /// Modules that are no files, each with its string.
+    modules: Vec<(Vec<u8>, String)>,
     io: Io,
 }
 
 impl Builder {
     pub(super) fn new(image: PathBuf) -> Self {
-        Self { config: Config::new(image), image: None, io: Io::default() }
+        Self { config: Config::new(image), image: None, modules: Vec::new(), io: Io::default() }
     }
 
     /// Replaces the whole description, image and all.
@@ -56,6 +58,13 @@ impl Builder {
     /// Adds a module with its arguments.
     pub fn module(mut self, path: impl Into<PathBuf>, args: impl Into<String>) -> Self {
         self.config.modules.push(ModuleFile { path: path.into(), args: args.into() });
+        self
+    }
+
+    /// Adds a module that is in memory already, behind those that are files; `string` is what a
+    /// protocol hands over as its name and arguments.
+    pub fn module_bytes(mut self, string: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
+        self.modules.push((bytes.into(), string.into()));
         self
     }
 
@@ -142,10 +151,11 @@ impl Builder {
     /// # Errors
     /// Each says whose fault it is: see [`Error::refusal`].
     pub fn build(self) -> Result<Machine, Error> {
-        let files = match self.image {
+        let mut files = match self.image {
             Some(image) => Files::with_image(&self.config, image)?,
             None => Files::read(&self.config)?,
         };
+        files.add_modules(self.modules);
         Machine::with_files(self.config, files, self.io)
     }
 }

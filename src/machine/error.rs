@@ -4,6 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::inspect::coverage;
 use crate::verdict::{Refusal, Verdict};
 use crate::{boot, bus, config, kvm, mem};
 
@@ -45,6 +46,14 @@ pub enum Error {
         /// Why, and what to do.
         source: boot::Error,
     },
+    /// Its counters cannot be read.
+    #[error("no coverage of {image}")]
+    Coverage {
+        /// The image.
+        image: String,
+        /// Why, and what to do.
+        source: coverage::Error,
+    },
     /// There is no memory for the guest.
     #[error(transparent)]
     Memory(#[from] mem::Error),
@@ -59,6 +68,15 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// The machine cannot be saved, or not be put back to this.
+    #[error("cannot use a checkpoint: {reason}")]
+    Checkpoint {
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A state to be restored is none.
+    #[error(transparent)]
+    State(#[from] crate::state::Malformed),
     /// The platform's table is wrong.
     #[error("two devices share an address")]
     Platform(#[from] bus::Overlap),
@@ -73,10 +91,11 @@ impl Error {
             Self::Config(config::Error::NoImage) => Refusal::Usage,
             Self::Config(_) => Refusal::BadConfig,
             Self::Boot { source, .. } if source.is_usage() => Refusal::Usage,
-            Self::Boot { .. } => Refusal::BadImage,
+            Self::Boot { .. } | Self::Coverage { .. } => Refusal::BadImage,
             Self::Kvm(e) if e.is_no_kvm() => Refusal::NoKvm,
             Self::Memory(_) | Self::Kvm(_) | Self::Host { .. } => Refusal::Host,
-            Self::Platform(_) => Refusal::Bug,
+            Self::Checkpoint { .. } => Refusal::Usage,
+            Self::Platform(_) | Self::State(_) => Refusal::Bug,
         }
     }
 

@@ -113,6 +113,13 @@ impl Pump {
         lock(&self.taken).clone()
     }
 
+    /// Lets the serial port take input again, after [`Self::end`].
+    pub(super) fn reopen(&self) {
+        if let Some(port) = &*lock(&self.port) {
+            port.reopen();
+        }
+    }
+
     /// Ends the thread and waits for it.
     pub(super) fn end(&self) {
         if let Some(end) = lock(&self.end).take() {

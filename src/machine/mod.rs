@@ -7,46 +7,60 @@ mod ask;
 mod autopsy;
 mod build;
 mod builder;
+mod checkpoint;
 mod core;
 pub mod debug;
 mod error;
 mod files;
+mod guards;
 mod input;
+mod instruction;
 mod linux;
+mod names;
 mod observe;
 mod output;
 mod plan;
 mod platform;
 mod poll;
+mod present;
+pub mod remote;
 pub mod report;
 mod second_run;
 pub mod signals;
 mod strict;
+mod suspend;
+mod whole;
 
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use crate::inspect::coverage::{Error as CoverageError, Profile as Coverage};
 pub use builder::Builder;
+pub use checkpoint::{Checkpoint, Reached};
 pub use error::{Error, chain};
+pub use files::{has_mailbox, is_image};
 pub use input::Keystroke;
 pub use observe::{Observe, TraceOutput};
 pub use plan::{Plan, plan};
-pub use platform::DeviceEntry;
+pub use platform::{DeviceEntry, entries as devices};
 pub use report::Report;
+pub use whole::{Location, check_writable, is_replaced, location, write_whole};
 
 use crate::boot::{Loaded, Protocol};
 use crate::config::{Config, OnHalt, OnReset};
 use crate::devices::Console;
+use crate::devices::console::Position;
 use crate::inspect::Autopsy;
 use crate::inspect::watch::Instruments;
 use crate::vcpu::{self, Control, Counts, Parking, Record};
 use crate::verdict::{Death, Success, Verdict};
 use autopsy::Evidence;
-use build::{Incarnation, console, incarnate};
+use build::{Incarnation, console, incarnate, load};
 use files::Files;
 use input::Pump;
+use present::Present;
 
 /// Console output that a machine keeps for [`Machine::serial`], in bytes.
 const CAPTURE: usize = 16 << 20;
@@ -59,6 +73,8 @@ pub enum Output {
     Captured,
     /// To this file, pipe or terminal; the name is for errors.
     File(String, File),
+    /// Both.
+    Both(String, File),
 }
 
 /// Where a guest's serial input comes from.
@@ -113,14 +129,20 @@ pub struct Machine {
     console: Arc<Console>,
     pump: Arc<Pump>,
     incarnation: Incarnation,
-    instruments: Instruments,
+    instruments: Arc<Instruments>,
     loaded: Loaded,
     began: Instant,
     counts: Counts,
     restarts: u64,
     ended: Option<(Verdict, Duration)>,
-    /// What a debugger sees of the memory, if there is one.
-    debugged: Option<debug::SharedMemory>,
+    /// The test that the guest finds in its mailbox.
+    test: Vec<u8>,
+    /// Where the console stood at the last checkpoint or reset.
+    since: Option<Position>,
+    /// What others see of it while it runs, if there are any.
+    present: Option<Arc<Present>>,
+    /// Is there a debugger?
+    debugged: bool,
     evidence: Option<Evidence>,
     autopsy: Option<Autopsy>,
 }
@@ -145,11 +167,14 @@ impl Machine {
         let control = Control::new(deadline, io.signal);
         let console = console(io.output, &control);
         let pump = Pump::new(io.input, control.clone());
-        let (loaded, mut incarnation) = incarnate(&config, &files, &control, &console, &pump)?;
+        let memory = || load(&config, &files);
+        let (loaded, mut incarnation) = incarnate(&config, memory, &control, &console, &pump)?;
+        strict::warn(&config, &loaded);
         if loaded.protocol == Protocol::Linux {
             control.set_watch(linux::watch(console.clone()));
         }
-        let instruments = io.observe.instruments(&files.image, &loaded, &control);
+        let instruments =
+            io.observe.instruments(|| names::functions(&config, &files.image, &loaded), &control);
         incarnation.watch(&instruments);
         Ok(Self {
             config,
@@ -158,13 +183,16 @@ impl Machine {
             console,
             pump,
             incarnation,
-            instruments,
+            instruments: Arc::new(instruments),
             loaded,
             began,
             counts: Counts::default(),
             restarts: 0,
             ended: None,
-            debugged: None,
+            test: Vec::new(),
+            since: None,
+            present: None,
+            debugged: false,
             evidence: None,
             autopsy: None,
         })
@@ -173,14 +201,33 @@ impl Machine {
     /// Runs the guest to its end. A second call gives the same verdict again.
     pub fn run(&mut self) -> Verdict {
         loop {
+            if let Reached::End(verdict) = self.advance() {
+                return verdict;
+            }
+        }
+    }
+
+    /// Runs the guest to its end, or up to where it is ready, if that is awaited.
+    fn advance(&mut self) -> Reached {
+        loop {
             if let Some((verdict, _)) = &self.ended {
-                return verdict.clone();
+                return Reached::End(verdict.clone());
             }
             self.counts.add(&vcpu::run_all(&mut self.incarnation.loops, &self.control));
-            let verdict = self.judge(self.control.verdict());
-            if !self.starts_again(&verdict) {
+            let verdict = self.control.verdict();
+            if verdict.is_none() && self.control.is_ready() {
+                return Reached::Ready;
+            }
+            let verdict = self.judge(verdict);
+            let begun = if self.starts_again(&verdict) {
+                self.restart()
+            } else if let Some(wake) = self.wake_of(&verdict) {
+                self.sleep(wake)
+            } else {
                 self.end(verdict);
-            } else if let Err(e) = self.restart() {
+                Ok(())
+            };
+            if let Err(e) = begun {
                 self.end(e.verdict());
             }
         }
@@ -204,13 +251,16 @@ impl Machine {
         self.control.rearm();
         self.restarts += 1;
         let Self { config, files, control, console, pump, .. } = self;
-        (_, self.incarnation) = incarnate(config, files, control, console, pump)?;
-        self.incarnation.watch(&self.instruments);
-        if let Some(memory) = &self.debugged {
-            let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-            *memory = self.incarnation.memory.clone();
-        }
+        let (_, incarnation) = incarnate(config, || load(config, files), control, console, pump)?;
+        self.go_on_as(incarnation);
         Ok(())
+    }
+
+    fn go_on_as(&mut self, incarnation: Incarnation) {
+        self.incarnation = incarnation;
+        self.incarnation.watch(&self.instruments);
+        self.incarnation.mailbox.set_test(&self.test);
+        self.share_again();
     }
 
     /// What the caller said about halts and resets, and what Linux said of its own end.
@@ -225,7 +275,10 @@ impl Machine {
             {
                 Verdict::Success(Success::Halted)
             }
-            verdict => strict::name_instruction(verdict, &self.incarnation, &self.files.image),
+            verdict => {
+                let names = || names::functions(&self.config, &self.files.image, &self.loaded);
+                strict::name_instruction(verdict, &self.incarnation, names)
+            }
         }
     }
 
@@ -246,9 +299,34 @@ impl Machine {
         String::from_utf8_lossy(&self.serial()).into_owned()
     }
 
+    /// Was the whole trace written? One that could not be ends the machine, but its last lines are
+    /// written when the guest has ended.
+    ///
+    /// # Errors
+    /// It was not, and the verdict is another.
+    pub fn whole_trace(&self) -> Result<(), Error> {
+        let told = matches!(self.ended, Some((Verdict::Refused { .. }, _)));
+        match self.instruments.trace_failure().filter(|_| !told) {
+            Some((name, source)) => {
+                Err(Error::Host { doing: format!("write the trace to {name}"), source })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The profile, where one was asked for, as folded lines (`vcpu0;outer;inner 42`).
     pub fn profile(&self) -> Option<String> {
         self.instruments.folded()
+    }
+
+    /// The counters of an image that was compiled for coverage, as they stand in memory now.
+    ///
+    /// # Errors
+    /// Where the image has none, or its compiler's format is unknown.
+    pub fn coverage(&self) -> Result<Coverage, Error> {
+        let read = Coverage::read(&self.files.image, &self.incarnation.memory);
+        let image = self.config.image.display().to_string();
+        read.map_err(|source| Error::Coverage { image, source })
     }
 
     /// The last exits of vCPU `id`, at most `most` of them, the oldest first.
@@ -272,8 +350,10 @@ impl Machine {
         report.image.protocol = Some(self.loaded.protocol.name().to_owned());
         report.image.description = Some(self.loaded.description.clone());
         report.autopsy = self.autopsy.clone();
-        report.stats =
-            self.instruments.statistics(|| self.incarnation.kernel_stats(), platform::port_name);
+        if self.instruments.counts_from_start() {
+            let kernel = || self.incarnation.kernel_stats();
+            report.stats = self.instruments.statistics(kernel, platform::port_name);
+        }
         report.serial = report::SerialReport { bytes: self.console.total(), tail: self.tail() };
         report
     }

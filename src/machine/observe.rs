@@ -4,8 +4,8 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::output::HostOutput;
-use crate::boot::Loaded;
-use crate::inspect::watch::{Functions, Instruments, TraceStyle, Wanted};
+use crate::inspect::Functions;
+use crate::inspect::watch::{Instruments, TraceStyle, Wanted};
 use crate::vcpu::Control;
 
 /// What of a run is watched; nothing unless asked for.
@@ -32,8 +32,7 @@ pub struct TraceOutput {
 impl Observe {
     pub(super) fn instruments(
         self,
-        image: &[u8],
-        loaded: &Loaded,
+        functions: impl FnOnce() -> Functions,
         control: &Arc<Control>,
     ) -> Instruments {
         let output = |trace: TraceOutput| {
@@ -42,7 +41,6 @@ impl Observe {
         };
         let wanted =
             Wanted { trace: self.trace.map(output), stats: self.stats, profile: self.profile };
-        let functions = || Functions::of_image(image, loaded.cpu.regs.rip);
         Instruments::new(wanted, functions, control.clone())
     }
 }

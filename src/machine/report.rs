@@ -117,7 +117,12 @@ impl Report {
     /// Adds what the vCPUs counted.
     pub(super) fn count(&mut self, counts: &Counts) {
         self.exits = counts.exits().collect();
-        self.unclaimed =
-            UnclaimedReport { total: counts.unclaimed_total(), sites: counts.sites().to_vec() };
+        self.unclaimed = UnclaimedReport::new(counts);
+    }
+}
+
+impl UnclaimedReport {
+    pub(super) fn new(counts: &Counts) -> Self {
+        Self { total: counts.unclaimed_total(), sites: counts.sites().to_vec() }
     }
 }

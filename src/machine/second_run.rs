@@ -4,14 +4,14 @@
 
 use std::time::Duration;
 
-use super::build::{console, incarnate};
+use super::build::{console, incarnate, load};
 use super::input::Pump;
 use super::{Error, Input, Machine, Output, chain};
 use crate::inspect::walk::{AddressSpace, End};
 use crate::inspect::{Cpu, Registers, Target, leaves_to};
-use crate::kvm::{self, Vcpu};
+use crate::kvm::{self, ExitKind, LocalApic, Vcpu};
 use crate::mem::{Bytes, GuestAddress, GuestMemory, PAGE_SIZE};
-use crate::vcpu::{Companion, Counts, OUT, RunLoop, Stepped, run_to_exit, step_to_end};
+use crate::vcpu::{Companion, Counts, OUT, Record, RunLoop, Stepped, run_to_exit, step_to_end};
 use crate::verdict::Verdict;
 use crate::x86::CpuState;
 
@@ -28,6 +28,10 @@ pub(super) struct Limits {
 pub(super) struct Second {
     /// The state before the guest's last instruction; `None` where the guest did not get there.
     pub(super) state: Option<CpuState>,
+    /// The local APIC's at that time.
+    pub(super) local_apic: Option<LocalApic>,
+    /// Did it go the first run's way, as far as can be told?
+    pub(super) same_way: bool,
     /// Its memory.
     pub(super) memory: GuestMemory,
     /// What there is to say of it.
@@ -39,8 +43,16 @@ pub(super) fn second_run(first: &Machine, last: &Cpu, limits: Limits) -> Result<
     let control = first.control.for_second_run(limits.time);
     let console = console(Output::Captured, &control);
     let pump = Pump::new(Input::Bytes(first.pump.taken()), control.clone());
-    let (_, mut again) = incarnate(&first.config, &first.files, &control, &console, &pump)?;
-    let mut second = Second { state: None, memory: again.memory.clone(), notes: Vec::new() };
+    let memory = || load(&first.config, &first.files);
+    let (_, mut again) = incarnate(&first.config, memory, &control, &console, &pump)?;
+    again.mailbox.set_test(&first.test);
+    let mut second = Second {
+        state: None,
+        local_apic: None,
+        same_way: true,
+        memory: again.memory.clone(),
+        notes: Vec::new(),
+    };
     let Some(it) = again.loops.first_mut() else { return Ok(second) };
     let exits = exits(&first.counts).saturating_sub(1); // the last was the shutdown
     let (counts, verdict) = run_to_exit(it, &control, exits);
@@ -52,9 +64,10 @@ pub(super) fn second_run(first: &Machine, last: &Cpu, limits: Limits) -> Result<
         return Ok(second);
     }
     if exits > 0 {
-        compare(first, last, it, &counts, &mut second.notes);
+        compare(first, last, it, &counts, &mut second);
     }
-    step(it, last, limits, &mut second)?;
+    let since = if exits > 0 { "last exit" } else { "start" };
+    step(it, limits, &mut second, since)?;
     pump.end();
     Ok(second)
 }
@@ -66,37 +79,48 @@ fn exits(counts: &Counts) -> u64 {
 }
 
 /// Did it come to the same exit in the same way?
-fn compare(first: &Machine, last: &Cpu, it: &RunLoop, counts: &Counts, notes: &mut Vec<String>) {
+fn compare(first: &Machine, last: &Cpu, it: &RunLoop, counts: &Counts, second: &mut Second) {
     let kinds = |counts: &Counts| {
         let own = |(name, _): &(&str, u64)| !matches!(*name, "interrupted" | "shutdown");
         counts.exits().filter(own).collect::<Vec<_>>()
     };
     let (before, now) = (kinds(&first.counts), kinds(counts));
     if before != now {
-        notes.push(format!(
+        second.same_way = false;
+        second.notes.push(format!(
             "the second run went another way: its exits were {now:?}, the first run's {before:?}"
         ));
     }
-    let (regs, rflags) = it.vcpu.previous_registers();
-    let Registers::General { regs: then, rflags: flags } = &last.registers else { return };
-    if regs.rip != then.rip {
-        let (then, now) = (then.rip, regs.rip);
-        notes.push(format!(
+    // An interruption comes at another place each time.
+    let exits = it.recorder.tail(last.exits.len());
+    let (Some(then), Some(now)) = (last_own(&last.exits), last_own(&exits)) else { return };
+    if then != now {
+        second.same_way = false;
+        second.notes.push(format!(
             "the second run went another way: its last exit before the end was at {now:#x}, the first run's at {then:#x}"
         ));
-    } else if (regs, rflags) != (*then, *flags) {
-        notes.push(
+        return;
+    }
+    let Registers::General { regs, rflags } = &last.registers else { return };
+    if regs.rip == then && (*regs, *rflags) != it.vcpu.previous_registers() {
+        second.notes.push(
             "the second run's last exit was at the same place, with other values in some registers"
                 .to_owned(),
         );
     }
 }
 
+/// Where the last exit was that was the guest's own doing.
+fn last_own(exits: &[Record]) -> Option<u64> {
+    let own = |record: &&Record| !matches!(record.kind, ExitKind::Interrupted | ExitKind::Shutdown);
+    exits.iter().rfind(own).map(|record| record.rip)
+}
+
 /// Keeps the state before the instruction that runs.
 struct Witness<'m> {
     memory: &'m GuestMemory,
-    physical_bits: u32,
     state: Option<CpuState>,
+    local_apic: Option<LocalApic>,
     steps: u64,
     /// Where a breakpoint stands (guest-physical), and the bytes that it stands for.
     planted: Option<(GuestAddress, Vec<u8>)>,
@@ -111,7 +135,7 @@ impl Witness<'_> {
     }
 
     fn plant(&mut self, target: Target, cpu: &CpuState) {
-        let space = AddressSpace::new(self.memory, cpu, self.physical_bits);
+        let space = AddressSpace::new(self.memory, cpu);
         let End::Page { physical, .. } = space.walk(target.linear).end else { return };
         let at = GuestAddress(physical);
         let ends_page = physical % PAGE_SIZE == PAGE_SIZE - 1;
@@ -128,38 +152,42 @@ impl Companion for Witness<'_> {
     fn step(&mut self, vcpu: &Vcpu) -> Result<(), kvm::Error> {
         self.restore();
         let cpu = vcpu.state()?;
-        if let Some(target) = leaves_to(self.memory, &cpu, self.physical_bits) {
+        if let Some(target) = leaves_to(self.memory, &cpu) {
             self.plant(target, &cpu);
         }
         self.state = Some(cpu);
+        self.local_apic = vcpu.local_apic()?;
         self.steps += 1;
         Ok(())
     }
 }
 
-fn step(it: &mut RunLoop, last: &Cpu, limits: Limits, second: &mut Second) -> Result<(), Error> {
+/// Steps it to its end from the first run's last exit, or from its start: what `since` says.
+fn step(it: &mut RunLoop, limits: Limits, second: &mut Second, since: &str) -> Result<(), Error> {
     let memory = second.memory.clone();
-    let physical_bits = last.physical_bits;
     let mut witness =
-        Witness { memory: &memory, physical_bits, state: None, steps: 0, planted: None };
+        Witness { memory: &memory, state: None, local_apic: None, steps: 0, planted: None };
     let stepped = step_to_end(it, limits.steps, &mut witness);
     witness.restore();
     let host = |source| Error::Host { doing: "step the guest".to_owned(), source };
     let stepped = stepped.map_err(host)??;
     let steps = witness.steps;
-    let after = format!("stepping its {steps} instructions from its last exit on");
+    let after = match steps {
+        1 => format!("stepping its one instruction from its {since} on"),
+        _ => format!("stepping its {steps} instructions from its {since} on"),
+    };
     match stepped {
         Stepped::Died => {
-            second.state = witness.state;
+            (second.state, second.local_apic) = (witness.state, witness.local_apic);
             second.notes.insert(0, format!(
                 "this KVM loses the registers in a triple fault (AMD-V); they come from a second run of the guest, {after}"
             ));
         }
         Stepped::OutOfSteps => second.notes.push(format!(
-            "a second run was given up: the guest had not died after {steps} instructions from its last exit on (see --autopsy)"
+            "a second run was given up: the guest had not died after {steps} instructions from its {since} on (see --autopsy)"
         )),
         Stepped::Stopped(Verdict::TimedOut { .. }) => second.notes.push(format!(
-            "a second run was given up: the guest had not died after {} and {steps} instructions from its last exit on (see --autopsy)",
+            "a second run was given up: the guest had not died after {} and {steps} instructions from its {since} on (see --autopsy)",
             humantime::format_duration(limits.time)
         )),
         Stepped::Stopped(verdict) => {

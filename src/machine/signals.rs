@@ -31,6 +31,13 @@ pub fn catch() -> io::Result<&'static AtomicU8> {
     Ok(&CAUGHT)
 }
 
+/// Has a write beyond the limit for a file's size (`ulimit -f`) fail, which is then said, instead
+/// of ending the process.
+pub fn ignore_file_size() {
+    // SAFETY: an ignored signal runs no code.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// For threads that are no vCPU's: leaves those signals to the thread that runs the machine.
 pub fn block() {
     vcpu::block_process_signals();

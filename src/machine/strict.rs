@@ -1,11 +1,15 @@
 //! Strict mode's rules made into what the run loop checks and what KVM's memory slots guard.
 
+use std::sync::Arc;
+
 use super::build::Incarnation;
+use super::guards::Guards;
 use crate::boot::Loaded;
 use crate::config::{self, Config};
-use crate::inspect::watch::{Functions, culprit};
+use crate::inspect::Functions;
+use crate::inspect::watch::culprit;
 use crate::kvm::{Guard, Guarded};
-use crate::mem::{PAGE_SIZE, Range};
+use crate::mem::{GuestMemory, PAGE_SIZE, Range};
 use crate::vcpu::{self, Record, Violation};
 use crate::verdict::{Death, Verdict};
 use crate::x86::Mode;
@@ -16,22 +20,64 @@ const NULL_PAGE: Range = Range { start: 0, end: PAGE_SIZE };
 pub(super) fn rules(
     config: &Config,
     loaded: &Loaded,
+    memory: &GuestMemory,
 ) -> Result<(vcpu::Strict, Vec<Guarded>), config::Error> {
     let config::Strict { io, mmio, msr, text, null } = config.strict;
     if null {
         null_page_is_free(loaded)?;
     }
     let text = if text { read_only_pages(loaded) } else { Vec::new() };
+    for Range { start, end } in &text {
+        log::info!("strict: {start:#x} to {end:#x} may not be written");
+    }
     let hole = null.then_some(Guarded { range: NULL_PAGE, guard: Guard::Hole });
     let read_only = text.iter().map(|&range| Guarded { range, guard: Guard::ReadOnly });
-    let guarded = hole.into_iter().chain(read_only).collect();
+    let guarded: Vec<_> = hole.into_iter().chain(read_only).collect();
+    let guards = Guards { memory: memory.clone(), guarded: guarded.clone() };
+    let guards = (!guarded.is_empty()).then(|| Arc::new(guards) as Arc<dyn vcpu::Guards>);
     let text = text.iter().map(|range| range.start..range.end).collect();
-    Ok((vcpu::Strict { io, mmio, msr, text, null }, guarded))
+    Ok((vcpu::Strict { io, mmio, msr, text, null, guards }, guarded))
+}
+
+/// Says what the rule text does not guard of what it names.
+pub(super) fn warn(config: &Config, loaded: &Loaded) {
+    if let Some(words) = unguarded(config.strict, loaded) {
+        log::warn!("{words}");
+    }
+}
+
+/// What is to be said of read-only segments that are not guarded at all. Of one that shares only
+/// its first or last page nothing is, nor of an image without any where each rule is asked for.
+fn unguarded(strict: config::Strict, loaded: &Loaded) -> Option<String> {
+    if !strict.text {
+        return None;
+    }
+    let pages = read_only_pages(loaded);
+    let segments: Vec<_> =
+        loaded.placed.iter().filter(|it| it.read_only && !it.range.is_empty()).collect();
+    if segments.is_empty() {
+        let named = strict != config::Strict::ALL;
+        let words = "--strict=text guards nothing: the image has no read-only segment";
+        return named.then(|| words.to_owned());
+    }
+    let guarded = |range: &Range| pages.iter().any(|page| page.overlaps(range));
+    let missed = segments.iter().filter(|it| !guarded(&it.range));
+    let missed: Vec<_> = missed.map(|it| format!("{:#x}", it.range.start)).collect();
+    (!missed.is_empty()).then(|| {
+        format!(
+            "--strict=text does not guard the read-only segments at {}: something writable shares their pages",
+            missed.join(", ")
+        )
+    })
 }
 
 /// The verdict with the address of the instruction that broke a rule, where KVM told only that
 /// of the next one.
-pub(super) fn name_instruction(verdict: Verdict, machine: &Incarnation, image: &[u8]) -> Verdict {
+pub(super) fn name_instruction(
+    verdict: Verdict,
+    machine: &Incarnation,
+    functions: impl FnOnce() -> Functions,
+) -> Verdict {
     let Verdict::Died { cause: Death::Strict, detail } = &verdict else { return verdict };
     let this = |violation: &&Violation| violation.finished && violation.to_string() == *detail;
     let mut broken = machine.loops.iter().map(|it| (it, it.violation.as_ref().filter(this)));
@@ -39,8 +85,8 @@ pub(super) fn name_instruction(verdict: Verdict, machine: &Incarnation, image: &
         return verdict;
     };
     let Ok(state) = it.vcpu.state() else { return verdict };
-    let functions = Functions::of_image(image, machine.entry);
-    let Some(rip) = culprit(violation, &machine.memory, &state, &functions) else {
+    let Some(rip) = culprit(violation.kind, &violation.record, &machine.memory, &state, functions)
+    else {
         return verdict;
     };
     let record = Record { rip, ..violation.record };
@@ -77,9 +123,6 @@ fn read_only_pages(loaded: &Loaded) -> Vec<Range> {
     for other in writable.map(|placed| whole_pages(placed.range)) {
         pages = pages.into_iter().flat_map(|page| without(page, other)).collect();
     }
-    if pages.is_empty() {
-        log::info!("strict: the image has no read-only segment with a page of its own");
-    }
     pages
 }
 
@@ -103,6 +146,7 @@ fn without(page: Range, other: Range) -> impl Iterator<Item = Range> {
 mod tests {
     use super::*;
     use crate::boot::{Placed, Protocol};
+    use crate::mem;
     use crate::x86::CpuInit;
 
     fn loaded(cpu: CpuInit, placed: &[(u64, u64, bool)]) -> Loaded {
@@ -142,15 +186,35 @@ mod tests {
     }
 
     #[test]
+    fn segments_that_are_not_guarded_at_all_are_named() {
+        let said = |rules: &str, placed: &[(u64, u64, bool)]| {
+            let loaded = loaded(CpuInit::protected(0, 8, 16), placed);
+            unguarded(rules.parse().unwrap(), &loaded)
+        };
+        let shared = [(0x10_0000, 0x10_0100, true), (0x10_0200, 0x10_0300, false)];
+        for rules in ["all", "text"] {
+            let words = said(rules, &shared).unwrap();
+            assert!(words.contains("segments at 0x100000:"), "{words}");
+        }
+        assert_eq!(said("io,mmio", &shared), None);
+        let boundary = [(0x10_0000, 0x10_1100, true), (0x10_1200, 0x10_3000, false)];
+        assert_eq!(said("text", &boundary), None);
+        assert_eq!(said("all", &[(0x10_0000, 0x10_1000, false)]), None);
+        let none = said("text,io", &[(0x10_0000, 0x10_1000, false)]).unwrap();
+        assert!(none.contains("no read-only segment"), "{none}");
+    }
+
+    #[test]
     fn page_zero_has_to_be_free() {
         let config = Config { strict: config::Strict::ALL, ..Config::new("k") };
-        let refused = |loaded: &Loaded| rules(&config, loaded).unwrap_err().to_string();
+        let memory = mem::create(1 << 20).unwrap();
+        let refused = |loaded: &Loaded| rules(&config, loaded, &memory).unwrap_err().to_string();
         assert!(refused(&loaded(CpuInit::real(0, 0x7C00), &[])).contains("real mode"));
         let at_zero = loaded(CpuInit::protected(0, 8, 16), &[(0xFFF, 0x2000, true)]);
         assert!(refused(&at_zero).contains("image segment"));
 
         let above = loaded(CpuInit::protected(0, 8, 16), &[(0x1000, 0x2000, true)]);
-        let (strict, guarded) = rules(&config, &above).unwrap();
+        let (strict, guarded) = rules(&config, &above, &memory).unwrap();
         assert!(strict.null && strict.text.len() == 1 && strict.text[0].contains(&0x1FFF));
         let guards: Vec<_> = guarded.iter().map(|g| (g.range.start, g.guard)).collect();
         assert_eq!(guards, [(0, Guard::Hole), (0x1000, Guard::ReadOnly)]);

@@ -15,6 +15,8 @@ pub const BOOT_BLOCK: u64 = 0x8_0000;
 pub const LOW_RAM_END: u64 = 0x9_FC00;
 /// Start of VGA memory and ROM space: RAM here, but no memory map shows it.
 pub const VGA_START: u64 = 0xA_0000;
+/// ACPI tables, the RSDP first: where a search of the ROM space begins (ACPI 6.5, 5.2.5.1).
+pub const ACPI_TABLES: u64 = 0xE_0000;
 /// The stub that answers BIOS calls of a boot sector.
 pub const BIOS_STUB: u64 = 0xF_0000;
 /// First byte above 1 MiB: where kernels are loaded.
@@ -25,6 +27,8 @@ pub const HOLE_START: u64 = 0xC000_0000;
 pub const IOAPIC: u64 = 0xFEC0_0000;
 /// Local APIC at reset (Intel SDM Vol. 3A 11.4.1).
 pub const LOCAL_APIC: u64 = 0xFEE0_0000;
+/// A page where a memory slot may come and go while no vCPU runs.
+pub const SPARE_PAGE: u64 = 0xFEF0_0000;
 /// Three pages that VT-x without "unrestricted guest" needs for real mode (KVM_SET_TSS_ADDR).
 pub const KVM_TSS: u64 = 0xFFFB_D000;
 /// End of the 32-bit hole.
@@ -38,11 +42,13 @@ const _: () = {
         BOOT_BLOCK,
         LOW_RAM_END,
         VGA_START,
+        ACPI_TABLES,
         BIOS_STUB,
         HIGH_RAM_START,
         HOLE_START,
         IOAPIC,
         LOCAL_APIC,
+        SPARE_PAGE,
         KVM_TSS,
         HOLE_END,
     ];

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::layout::{BIOS_STUB, HIGH_RAM_START, HOLE_END, HOLE_START, LOW_RAM_END};
+use super::layout::{ACPI_TABLES, HIGH_RAM_START, HOLE_END, HOLE_START, LOW_RAM_END};
 
 /// A half-open range of guest-physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -83,10 +83,10 @@ impl MemoryMap {
         let entry = |start, end, kind| (Range { start, end }, kind);
         let mut entries = vec![
             entry(0, LOW_RAM_END, Kind::Ram),
-            // The extended BIOS data area, and the ROM that holds the BIOS stub. Between them
+            // The extended BIOS data area, and the ROM with ACPI tables and BIOS stub. Between them
             // lies VGA memory, which real machines leave out of the map altogether.
             entry(LOW_RAM_END, super::layout::VGA_START, Kind::Reserved),
-            entry(BIOS_STUB, HIGH_RAM_START, Kind::Reserved),
+            entry(ACPI_TABLES, HIGH_RAM_START, Kind::Reserved),
         ];
         for region in regions(ram) {
             let start = region.start.max(HIGH_RAM_START);

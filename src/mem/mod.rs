@@ -3,8 +3,10 @@
 //! Called by `boot`, `kvm` and `machine`; knows nothing of what is put into it. The memfd
 //! is there from the first day because snapshots, copies and vhost-user follow from it.
 
+mod copy;
 pub mod layout;
 mod map;
+mod touched;
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -15,7 +17,9 @@ use vm_memory::mmap::MmapRegionBuilder;
 pub use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 use vm_memory::{FileOffset, GuestMemoryMmap, GuestRegionMmap};
 
+pub use copy::Copy;
 pub use map::{Kind, MemoryMap, Range};
+pub use touched::is_touched;
 
 /// The guest's physical memory.
 pub type GuestMemory = GuestMemoryMmap<()>;
@@ -28,7 +32,7 @@ pub const PAGE_SIZE: u64 = 4096;
 pub enum Error {
     /// The kernel gave no memory file of this size.
     #[error(
-        "cannot make a memory file of {size} bytes for the guest (is there so much memory, and do limits allow it? see ulimit -v, and --memory)"
+        "cannot make a memory file of {size} bytes for the guest (is there so much memory, and do limits allow it? see ulimit -v and -f, and --memory)"
     )]
     Memfd {
         /// Bytes.
@@ -38,7 +42,7 @@ pub enum Error {
     },
     /// The kernel did not map it.
     #[error(
-        "cannot map {size} bytes of guest memory (is there so much memory, and do limits allow it? see ulimit -v, and --memory): {reason}"
+        "cannot map {size} bytes of guest memory (is there so much memory, and do limits allow it? see ulimit -v and -f, and --memory): {reason}"
     )]
     Map {
         /// Bytes.
@@ -70,6 +74,20 @@ pub fn create(size: u64) -> Result<GuestMemory, Error> {
         offset += range.len();
     }
     GuestMemory::from_regions(regions).map_err(|e| Error::Map { size, reason: e.to_string() })
+}
+
+/// Takes the page of `address` out of this process's page tables, and so out of KVM's: the next
+/// access, the guest's or ours, maps it again. Where there is no memory nothing happens.
+pub fn unmap_page(memory: &GuestMemory, address: GuestAddress) {
+    let page = GuestAddress(address.0 & !(PAGE_SIZE - 1));
+    let Ok(host) = memory.get_host_address(page) else { return };
+    // SAFETY: the whole page is part of a mapping that `memory` keeps, because regions are
+    // whole pages. The mapping is shared and the contents are the memfd's, so that nothing is
+    // lost: an access maps the same page again.
+    let result = unsafe { libc::madvise(host.cast(), PAGE_SIZE as usize, libc::MADV_DONTNEED) };
+    if result != 0 {
+        log::debug!("page {:#x} stays mapped: {}", page.0, io::Error::last_os_error());
+    }
 }
 
 fn memfd(name: &CStr, size: u64) -> Result<File, Error> {

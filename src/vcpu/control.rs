@@ -2,14 +2,13 @@
 //! debugger.
 
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::counts::Counts;
 use super::kick::{self, Thread};
-use super::park::{Parking, Why};
-use crate::kvm::Vcpu;
+use super::park::{Parking, Standing, Why};
+use crate::kvm::Debug;
 use crate::verdict::{StopLine, Verdict};
 
 /// The requests that all vCPUs of a machine look at when they are kicked.
@@ -20,13 +19,18 @@ pub struct Control {
     /// The threads in the run loop, each with its vCPU's number. A thread takes itself out before it ends, and kicks are
     /// sent under the lock: none reaches a dead thread.
     threads: Mutex<Vec<(u32, Thread)>>,
-    /// When time is up, and the limit that says so.
-    deadline: Option<(Instant, Duration)>,
+    /// When time is up, and the limit that says so. Looked at when a vCPU is kicked.
+    deadline: Mutex<Option<(Instant, Duration)>>,
+    /// All vCPUs are to leave the run loop when the guest says that it is ready.
+    awaits_ready: AtomicBool,
+    /// It has said so, and they have not been told to run on since.
+    ready: AtomicBool,
     /// Where a handler of the process's own signals leaves their number; 0: none came.
     signal: Option<&'static AtomicU8>,
     /// Something else that may have ended the machine.
     watch: OnceLock<Watch>,
-    /// Where vCPUs stand still for a debugger; without one there is none.
+    /// Where vCPUs stand still and are asked; without a debugger and a control socket there is
+    /// none.
     parking: OnceLock<Parking>,
 }
 
@@ -40,7 +44,7 @@ impl Control {
         deadline: Option<(Instant, Duration)>,
         signal: Option<&'static AtomicU8>,
     ) -> Arc<Self> {
-        Arc::new(Self { deadline, signal, ..Self::default() })
+        Arc::new(Self { deadline: Mutex::new(deadline), signal, ..Self::default() })
     }
 
     /// Requests for a second run of the same machine, which takes no longer than `limit` and
@@ -58,6 +62,42 @@ impl Control {
     /// Takes the verdict back, so that the machine can start again. No vCPU runs.
     pub fn rearm(&self) {
         *lock(&self.verdict) = None;
+        self.ready.store(false, Ordering::SeqCst);
+    }
+
+    /// Sets the time limit, from now on; `None` for none. No vCPU runs.
+    pub fn set_limit(&self, limit: Option<Duration>) {
+        let deadline = limit.and_then(|limit| Some((Instant::now().checked_add(limit)?, limit)));
+        *lock(&self.deadline) = deadline;
+    }
+
+    /// The time limit, if there is one.
+    pub fn limit(&self) -> Option<Duration> {
+        lock(&self.deadline).map(|(_, limit)| limit)
+    }
+
+    /// Are vCPUs to leave the run loop when the guest says that it is ready? No vCPU runs.
+    pub fn await_ready(&self, awaited: bool) {
+        self.ready.store(false, Ordering::SeqCst);
+        self.awaits_ready.store(awaited, Ordering::SeqCst);
+    }
+
+    /// The guest is ready; called by a device, on a vCPU's thread.
+    pub fn guest_is_ready(&self) {
+        if self.awaits_ready.load(Ordering::SeqCst) {
+            self.ready.store(true, Ordering::SeqCst);
+            self.kick_all();
+        }
+    }
+
+    /// Has it said so while that was awaited?
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::SeqCst)
+    }
+
+    /// Are vCPUs to leave the run loop: is the machine to end, or ready?
+    pub(super) fn should_leave(&self) -> bool {
+        self.is_ready() || self.should_stop()
     }
 
     /// Has the watch be asked too, whenever a vCPU looks; the first one stays.
@@ -84,13 +124,13 @@ impl Control {
             0 => {}
             signal => return Some(Verdict::Signal(signal)),
         }
-        let (deadline, limit) = self.deadline?;
+        let (deadline, limit) = (*lock(&self.deadline))?;
         (Instant::now() >= deadline).then_some(Verdict::TimedOut { limit })
     }
 
     /// How long until time is up.
     pub(super) fn time_left(&self) -> Option<Duration> {
-        let (deadline, _) = self.deadline?;
+        let (deadline, _) = (*lock(&self.deadline))?;
         Some(deadline.saturating_duration_since(Instant::now()))
     }
 
@@ -113,37 +153,41 @@ impl Control {
     /// for a debugger; with `resets_restart` a reset is no end.
     pub fn set_parking(&self, hold: bool, resets_restart: bool) -> io::Result<()> {
         let parking = Parking::new(hold, resets_restart)?;
-        let _ = self.parking.set(parking); // a second debugger shares the first one's
+        let _ = self.parking.set(parking); // who comes second shares the first one's
         Ok(())
     }
 
-    /// Where vCPUs stand still for a debugger, if there is one.
+    /// Where vCPUs stand still and are asked, if anybody may ask.
     pub fn parking(&self) -> Option<&Parking> {
         self.parking.get()
     }
 
-    /// Parks the vCPU if it is to; it has been kicked, and nothing is half done.
-    pub(super) fn park(&self, vcpu: &mut Vcpu, counts: &Counts) {
+    /// Has the vCPU answer, and parks it if it is to; it has been kicked, and nothing is half
+    /// done.
+    pub(super) fn park(&self, it: &mut Standing<'_>) {
         if let Some(parking) = self.parking.get() {
-            parking.park(vcpu, counts, &|| self.should_stop());
+            parking.park(it, &|| self.should_stop());
         }
     }
 
     /// Parks the vCPU before it leaves the run loop, if the guest died under a debugger.
-    pub(super) fn show_death(&self, vcpu: &mut Vcpu, counts: &Counts) {
+    pub(super) fn show_death(&self, it: &mut Standing<'_>) {
         if let Some(parking) = self.parking.get()
             && let Some(verdict) = self.verdict()
         {
-            parking.show_death(vcpu, counts, verdict, &|| self.out_of_time().is_some());
+            parking.show_death(it, verdict, &|| self.out_of_time().is_some());
         }
     }
 
-    /// vCPU `id` had a debug exit. False when there is no debugger.
-    pub(super) fn debug_exit(&self, id: u32, why: Why) -> bool {
-        let Some(parking) = self.parking.get() else { return false };
-        parking.hit(id, why);
-        self.kick_all();
-        true
+    /// vCPU `id` had a debug exit. What it is to debug next, where it does not stop for it.
+    pub(super) fn debug_exit(&self, id: u32, why: Why) -> Option<Debug> {
+        let parking = self.parking.get()?;
+        let step = parking.step_on(id, &why);
+        if step.is_none() {
+            parking.hit(id, why);
+            self.kick_all();
+        }
+        step
     }
 
     /// Has every vCPU look at its requests.
@@ -190,6 +234,29 @@ mod tests {
         assert_eq!(control.verdict(), Some(Verdict::Failed { code: 3 }));
         control.rearm();
         assert!(!control.should_stop());
+    }
+
+    #[test]
+    fn vcpus_leave_for_a_guest_that_is_ready_only_if_that_is_awaited() {
+        let control = Control::new(None, None);
+        control.guest_is_ready();
+        assert!(!control.should_leave());
+        control.await_ready(true);
+        control.guest_is_ready();
+        assert!(control.should_leave() && control.is_ready() && !control.should_stop());
+        control.rearm();
+        assert!(!control.should_leave());
+    }
+
+    #[test]
+    fn a_limit_can_be_set_again() {
+        let control = Control::new(None, None);
+        control.set_limit(Some(Duration::ZERO));
+        assert!(control.should_stop());
+        assert_eq!(control.verdict(), Some(Verdict::TimedOut { limit: Duration::ZERO }));
+        control.rearm();
+        control.set_limit(None);
+        assert!(!control.should_stop() && control.limit().is_none());
     }
 
     #[test]

@@ -66,12 +66,18 @@ impl Counts {
         }
     }
 
-    /// Adds another vCPU's counters.
+    /// Adds another vCPU's counters, or those of another part of the run.
     pub fn add(&mut self, other: &Self) {
         for (sum, more) in self.exits.iter_mut().zip(other.exits) {
             *sum += more;
         }
-        self.sites.extend_from_slice(&other.sites);
+        for site in &other.sites {
+            let same = |own: &&mut Unclaimed| own.kind == site.kind && own.address == site.address;
+            match self.sites.iter_mut().find(same) {
+                Some(own) => own.count += site.count,
+                None => self.sites.push(*site),
+            }
+        }
         self.elsewhere += other.elsewhere;
     }
 

@@ -18,7 +18,7 @@ const AGAIN: Duration = Duration::from_millis(10);
 /// Ticks in a row, on every vCPU, after which the machine counts as dead. One vCPU that runs
 /// sets all of them back, so a processor that is about to send an INIT or an NMI to a halted
 /// one keeps the machine alive.
-const TICKS: u32 = 3;
+pub(super) const TICKS: u32 = 3;
 
 /// Which of a vCPU's ticks are the watch's, where another wants them more often.
 #[derive(Default)]
@@ -31,7 +31,7 @@ pub struct Ticks {
 }
 
 impl Ticks {
-    /// One came: is it the watch's?
+    /// One came: is it the watches'?
     pub(super) fn is_due(&mut self) -> bool {
         let Some(sampling) = self.sampling.filter(|it| *it < PERIOD) else { return true };
         self.seen += 1;
@@ -46,10 +46,10 @@ impl Ticks {
     /// where nobody wants any. With `deadline` the first comes no later than that.
     pub(super) fn times(
         &self,
-        halt_watch: bool,
+        watch: bool,
         deadline: Option<Duration>,
     ) -> Option<(Duration, Duration)> {
-        let (first, period) = match (self.sampling, halt_watch, deadline) {
+        let (first, period) = match (self.sampling, watch, deadline) {
             (Some(sampling), ..) => (sampling, Duration::ZERO),
             (None, true, _) => (PERIOD, PERIOD),
             (None, false, deadline) => (deadline?, AGAIN),
@@ -80,10 +80,15 @@ impl HaltWatch {
         Self { ticks: (0..cpus).map(|_| AtomicU32::new(0)).collect() }
     }
 
+    /// Forgets what it saw: the machine has been put back.
+    pub fn reset(&self) {
+        self.ticks.iter().for_each(|ticks| ticks.store(0, Ordering::SeqCst));
+    }
+
     /// vCPU `id` says at its tick whether it is halted for ever. True when all are.
     pub fn tick(&self, id: u32, halted_for_ever: bool) -> bool {
         if !halted_for_ever {
-            self.ticks.iter().for_each(|ticks| ticks.store(0, Ordering::SeqCst));
+            self.reset();
             return false;
         }
         if let Some(own) = self.ticks.get(id as usize) {

@@ -1,22 +1,26 @@
-//! Parking: how a debugger makes every vCPU of a machine stand still, asks it, and lets it go.
+//! Parking: how a debugger makes every vCPU of a machine stand still, asks it, and lets it go;
+//! and how one that runs is asked in passing.
 //!
 //! A vCPU is parked on its own thread, between two KVM_RUNs, with no instruction half done:
 //! whoever wants it to park says so here and kicks its thread; the kick makes KVM_RUN finish
 //! what is half done and come back, and the loop then looks here. While it is parked it
 //! answers questions, on its own thread, so that a `Vcpu` never leaves its owner.
 //!
-//! A machine without a debugger has no `Parking`, and nothing here costs it anything.
+//! A machine without a debugger and a control socket has no `Parking`, and nothing here costs
+//! it anything.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::counts::Counts;
-use crate::kvm::Vcpu;
+use super::recorder::Observer;
+use crate::kvm::{Debug, Vcpu};
 use crate::verdict::{Death, Verdict};
 
 /// How often a parked vCPU looks whether the machine is to end: a signal to the process and
@@ -52,6 +56,26 @@ pub struct Stop {
     pub why: Why,
 }
 
+/// Breakpoints that are looked for instruction by instruction, where a KVM has no others. The
+/// vCPU's own thread does it: a debugger would have to be woken for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hunt {
+    /// Linear addresses to stop at.
+    pub places: Vec<u64>,
+    /// What sets the next single step: entering an exception's handler switches it off.
+    pub step: Debug,
+}
+
+impl Hunt {
+    /// Is this a step that led to none of the places?
+    fn passes(&self, why: &Why) -> bool {
+        const DB: u32 = 1;
+        const DR6_REGISTERS: u64 = 0xF;
+        matches!(why, Why::Debug { exception: DB, pc, dr6 }
+            if dr6 & DR6_REGISTERS == 0 && !self.places.contains(pc))
+    }
+}
+
 /// What a debugger waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
@@ -61,8 +85,24 @@ pub enum News {
     Ended(Verdict),
 }
 
-/// What a parked vCPU is asked.
-type Question = Box<dyn FnOnce(&mut Vcpu, &Counts) + Send>;
+/// A vCPU that stands still, as whoever asks it finds it.
+pub struct Standing<'a> {
+    /// The vCPU.
+    pub vcpu: &'a mut Vcpu,
+    /// Is it held, by a debugger or by a pause?
+    pub parked: bool,
+    /// What it has counted since the machine started.
+    pub counts: &'a Counts,
+    /// Who watches its exits; one that is put here watches from now on.
+    pub observer: &'a mut Option<Box<dyn Observer>>,
+}
+
+/// What a vCPU is asked.
+type Question = Box<dyn FnOnce(&mut Standing<'_>) + Send>;
+
+/// Questions that wait for one vCPU: more are not taken, so that a vCPU that does not come to
+/// answer (its output is not read) makes nothing grow.
+const QUESTIONS: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
@@ -77,7 +117,30 @@ struct Lot {
     place: Place,
     /// It is to park, and to stay.
     hold: bool,
-    question: Option<Question>,
+    questions: VecDeque<Question>,
+    hunt: Option<Hunt>,
+}
+
+impl Lot {
+    fn new(place: Place, hold: bool) -> Self {
+        Self { place, hold, questions: VecDeque::new(), hunt: None }
+    }
+
+    /// Has it answer `question`; `None` where too many wait. The answer does not come where
+    /// the vCPU leaves first: it drops the question, and the sender in it.
+    fn ask<R: Send + 'static>(
+        &mut self,
+        question: impl FnOnce(&mut Standing<'_>) -> R + Send + 'static,
+    ) -> Option<mpsc::Receiver<R>> {
+        if self.questions.len() == QUESTIONS {
+            return None;
+        }
+        let (answer, answered) = mpsc::channel();
+        self.questions.push_back(Box::new(move |standing| {
+            let _ = answer.send(question(standing)); // who asked may have lost patience
+        }));
+        Some(answered)
+    }
 }
 
 #[derive(Default)]
@@ -125,7 +188,7 @@ impl Parking {
     pub(super) fn begin(&self, cpus: usize) {
         let mut state = self.lock();
         let hold = state.attached || std::mem::take(&mut state.hold_at_start);
-        let lot = || Lot { place: Place::Running, hold, question: None };
+        let lot = || Lot::new(Place::Running, hold);
         state.lots = std::iter::repeat_with(lot).take(cpus).collect();
         state.stop = hold.then_some(Stop { cpu: 0, why: Why::Started });
         state.late.clear();
@@ -136,7 +199,7 @@ impl Parking {
     pub(super) fn leave(&self, id: u32) {
         let mut state = self.lock();
         if let Some(lot) = state.lots.get_mut(id as usize) {
-            *lot = Lot { place: Place::Away, hold: false, question: None };
+            *lot = Lot::new(Place::Away, false);
         }
         self.tell(&state);
     }
@@ -146,16 +209,17 @@ impl Parking {
         self.lock().culprit.get_or_insert(id);
     }
 
-    /// Parks the vCPU for as long as it is held; until then it answers. `is_over` says
+    /// Answers what the vCPU is asked, and parks it for as long as it is held. `is_over` says
     /// whether to leave in any case.
-    pub(super) fn park(&self, vcpu: &mut Vcpu, counts: &Counts, is_over: &dyn Fn() -> bool) {
-        let id = vcpu.id() as usize;
+    pub(super) fn park(&self, it: &mut Standing<'_>, is_over: &dyn Fn() -> bool) {
+        let id = it.vcpu.id() as usize;
         let mut state = self.lock();
         loop {
             let Some(lot) = state.lots.get_mut(id) else { return };
-            if let Some(question) = lot.question.take() {
+            if let Some(question) = lot.questions.pop_front() {
+                it.parked = lot.hold;
                 drop(state);
-                question(vcpu, counts);
+                question(it);
                 state = self.lock();
                 continue;
             }
@@ -179,8 +243,7 @@ impl Parking {
     /// Before a vCPU leaves the run loop: if the guest has died a debugger sees it first.
     pub(super) fn show_death(
         &self,
-        vcpu: &mut Vcpu,
-        counts: &Counts,
+        it: &mut Standing<'_>,
         verdict: Verdict,
         is_over: &dyn Fn() -> bool,
     ) {
@@ -191,15 +254,23 @@ impl Parking {
             return;
         }
         if !matches!(state.stop, Some(Stop { why: Why::Dying(_), .. })) {
-            let cpu = state.culprit.unwrap_or(vcpu.id());
+            let cpu = state.culprit.unwrap_or(it.vcpu.id());
             state.stop = Some(Stop { cpu, why: Why::Dying(verdict) });
             state.lots.iter_mut().for_each(|lot| lot.hold = true);
         }
         drop(state);
-        self.park(vcpu, counts, is_over);
+        self.park(it, is_over);
     }
 
-    /// vCPU `id` had a debug exit: all are to stand still. The caller kicks them.
+    /// The next single step of vCPU `cpu`, where this debug exit was but one on the way to a
+    /// breakpoint.
+    pub(super) fn step_on(&self, cpu: u32, why: &Why) -> Option<Debug> {
+        let state = self.lock();
+        let hunt = state.lots.get(cpu as usize)?.hunt.as_ref()?;
+        hunt.passes(why).then_some(hunt.step)
+    }
+
+    /// vCPU `cpu` had a debug exit: all are to stand still. The caller kicks them.
     pub(super) fn hit(&self, cpu: u32, why: Why) {
         let mut state = self.lock();
         let stop = Stop { cpu, why };
@@ -241,6 +312,13 @@ impl Parking {
         if stands_still(&state) { state.stop.take().map(News::Stopped) } else { None }
     }
 
+    /// From the next release on a vCPU that stands still looks for breakpoints, or for none.
+    pub fn set_hunt(&self, cpu: u32, hunt: Option<Hunt>) {
+        if let Some(lot) = self.lock().lots.get_mut(cpu as usize) {
+            lot.hunt = hunt;
+        }
+    }
+
     /// The debug exits that came beside the one that was told.
     pub fn late(&self) -> Vec<Stop> {
         std::mem::take(&mut self.lock().late)
@@ -252,16 +330,29 @@ impl Parking {
         cpu: u32,
         question: impl FnOnce(&mut Vcpu, &Counts) -> R + Send + 'static,
     ) -> Option<R> {
-        let (answer, answered) = mpsc::channel();
         let mut state = self.lock();
         let lot = state.lots.get_mut(cpu as usize).filter(|lot| lot.place == Place::Parked)?;
-        lot.question = Some(Box::new(move |vcpu, counts| {
-            let _ = answer.send(question(vcpu, counts)); // the asker waits below
-        }));
+        let answered = lot.ask(move |it| question(it.vcpu, it.counts))?;
         drop(state);
         self.changed.notify_all();
-        // A vCPU that leaves without an answer drops the question, and the sender in it.
         answered.recv().ok()
+    }
+
+    /// Asks every vCPU, whether it runs or not; the caller kicks them. `None` for one that
+    /// cannot be asked.
+    fn ask_all<R: Send + 'static>(
+        &self,
+        question: impl Fn(&mut Standing<'_>) -> R + Clone + Send + 'static,
+    ) -> Vec<Option<mpsc::Receiver<R>>> {
+        let mut state = self.lock();
+        let there = |lot: &mut Lot| match lot.place {
+            Place::Away => None,
+            Place::Running | Place::Parked => lot.ask(question.clone()),
+        };
+        let answers = state.lots.iter_mut().map(there).collect();
+        drop(state);
+        self.changed.notify_all();
+        answers
     }
 
     /// Lets those vCPUs go that `which` names; the others stay.
@@ -327,6 +418,21 @@ impl super::control::Control {
             self.kick_all();
         }
     }
+
+    /// Asks every vCPU, each on its own thread; one that runs answers in passing. `None` for
+    /// one that has left, or has not answered after `patience`.
+    pub fn ask_all<R: Send + 'static>(
+        &self,
+        patience: Duration,
+        question: impl Fn(&mut Standing<'_>) -> R + Clone + Send + 'static,
+    ) -> Vec<Option<R>> {
+        let Some(parking) = self.parking() else { return Vec::new() };
+        let answers = parking.ask_all(question);
+        self.kick_all();
+        let end = Instant::now() + patience;
+        let left = || end.saturating_duration_since(Instant::now());
+        answers.into_iter().map(|answer| answer?.recv_timeout(left()).ok()).collect()
+    }
 }
 
 #[cfg(test)]
@@ -372,6 +478,20 @@ mod tests {
     }
 
     #[test]
+    fn a_hunt_stops_at_its_places_and_for_all_that_is_no_step() {
+        let parking = parking(false);
+        parking.begin(1);
+        let why = |exception, pc, dr6| Why::Debug { exception, pc, dr6 };
+        assert_eq!(parking.step_on(0, &why(1, 0x1000, 1 << 14)), None);
+        let step = Debug { single_step: true, ..Debug::default() };
+        parking.set_hunt(0, Some(Hunt { places: vec![0x1000], step }));
+        assert_eq!(parking.step_on(0, &why(1, 0x2000, 1 << 14)), Some(step));
+        assert_eq!(parking.step_on(0, &why(1, 0x1000, 1 << 14)), None);
+        assert_eq!(parking.step_on(0, &why(1, 0x2000, 1)), None);
+        assert_eq!(parking.step_on(0, &why(3, 0x2000, 0)), None);
+    }
+
+    #[test]
     fn machines_wait_for_a_debugger_at_their_start_only_if_asked() {
         for (hold, attached) in [(false, false), (true, false), (false, true)] {
             let parking = parking(hold);
@@ -390,6 +510,18 @@ mod tests {
         parking.begin(1);
         assert_eq!(parking.ask(0, |vcpu, _| vcpu.id()), None);
         assert_eq!(parking.ask(7, |vcpu, _| vcpu.id()), None);
+    }
+
+    #[test]
+    fn questions_that_nobody_answers_do_not_pile_up() {
+        let parking = parking(false);
+        parking.begin(1);
+        let ask = || parking.ask_all(|it| it.vcpu.id()).remove(0);
+        let waiting: Vec<_> = (0..QUESTIONS).map(|_| ask().unwrap()).collect();
+        assert!(ask().is_none());
+        parking.leave(0);
+        assert!(waiting.iter().all(|answer| answer.recv().is_err()));
+        assert!(ask().is_none());
     }
 
     #[test]

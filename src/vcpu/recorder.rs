@@ -4,9 +4,11 @@
 
 use std::fmt;
 
-use crate::kvm::{Exit, ExitKind, Vcpu};
+use serde::Serialize;
 
-/// Exits that are kept: enough to see how the guest came to its end, small enough (5 KiB a
+use crate::kvm::{Exit, ExitKind, Kept, Vcpu, value_of};
+
+/// Exits that are kept: enough to see how the guest came to its end, small enough (8 KiB a
 /// vCPU) to stay in the first-level cache. A power of two: an index is masked.
 const LEN: usize = 128;
 
@@ -20,7 +22,7 @@ pub struct Record {
     /// the number that goes with it: hardware reason, suberror, errno.
     pub address: u64,
     /// What was written, or what a read was answered with: the first eight bytes, the lowest
-    /// first.
+    /// first. Nothing of use where nobody has answered the read.
     pub value: u64,
     /// Nanoseconds since the vCPU began to run; 0 where nobody asked for the time.
     pub time: u64,
@@ -34,8 +36,13 @@ pub struct Record {
 }
 
 impl Record {
-    /// An exit as KVM gave it; a read has no value yet.
-    #[inline]
+    /// An exit that was kept; a read that was not answered has no value.
+    pub fn of(exit: &Kept, time: u64) -> Self {
+        let record = exit.look(|it| Self::new(exit.rip(), time, it));
+        Self { count: exit.count(), ..record }
+    }
+
+    /// An exit, served or not.
     pub fn new(rip: u64, time: u64, exit: &Exit<'_>) -> Self {
         let new = |address, size, value| Self {
             rip,
@@ -46,14 +53,14 @@ impl Record {
             size,
             kind: exit.kind(),
         };
-        let string = |port: u16, size: usize, data: &[u8], value| Self {
-            count: (data.len() as u32) >> size.trailing_zeros(),
-            ..new(port.into(), size as u8, value)
+        let string = |port: u16, size: usize, data: &[u8]| Self {
+            count: (data.len() / size.max(1)) as u32,
+            ..new(port.into(), size as u8, value_of(data))
         };
         match exit {
-            Exit::PioIn { port, size, data } => string(*port, *size, data, 0),
-            Exit::PioOut { port, size, data } => string(*port, *size, data, value_of(data)),
-            Exit::MmioRead { address, data } => new(*address, data.len() as u8, 0),
+            Exit::PioIn { port, size, data } => string(*port, *size, data),
+            Exit::PioOut { port, size, data } => string(*port, *size, data),
+            Exit::MmioRead { address, data } => new(*address, data.len() as u8, value_of(data)),
             Exit::MmioWrite { address, data } => new(*address, data.len() as u8, value_of(data)),
             Exit::ReadMsr { index, .. } => new((*index).into(), 8, 0),
             Exit::WriteMsr { index, value, .. } => new((*index).into(), 8, *value),
@@ -64,8 +71,39 @@ impl Record {
             Exit::Debug { exception, dr6, .. } => new((*exception).into(), 0, *dr6),
             Exit::Failed { errno } => new(*errno as u64, 0, 0),
             Exit::Other { reason } => new((*reason).into(), 0, 0),
-            Exit::Hlt | Exit::Shutdown | Exit::Interrupted => new(0, 0, 0),
+            Exit::Hlt | Exit::Shutdown | Exit::Hyperv { .. } => new(0, 0, 0),
+            Exit::SetTpr | Exit::Interrupted => new(0, 0, 0),
         }
+    }
+}
+
+/// As traces have it, without the time.
+impl Serialize for Record {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Fields {
+            exit: &'static str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            address: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            size: Option<u8>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            count: Option<u32>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            value: Option<u64>,
+            rip: u64,
+        }
+        let &Self { rip, address, value, count, size, kind, .. } = self;
+        let moves = size > 0;
+        let fields = Fields {
+            exit: kind.name(),
+            address: kind.has_address().then_some(address),
+            size: moves.then_some(size),
+            count: (moves || count > 1).then_some(count),
+            value: moves.then_some(value),
+            rip,
+        };
+        fields.serialize(serializer)
     }
 }
 
@@ -76,7 +114,11 @@ impl fmt::Display for Record {
         write!(f, "{:<15}", kind.name())?;
         match kind {
             ExitKind::Hlt | ExitKind::Shutdown => write!(f, "{:46}", "")?,
-            ExitKind::Interrupted => write!(f, "{:<46}", format!(" {count} times"))?,
+            ExitKind::Interrupted => {
+                let times =
+                    if *count == 1 { " once".to_owned() } else { format!(" {count} times") };
+                write!(f, "{times:<46}")?;
+            }
             _ => {
                 let times = if *count > 1 { format!(" x {count}") } else { String::new() };
                 let what = format!(" {address:#x}");
@@ -92,63 +134,82 @@ impl fmt::Display for Record {
     }
 }
 
-/// The first eight bytes as a number.
-#[inline]
-fn value_of(data: &[u8]) -> u64 {
-    match *data {
-        [a] => a.into(),
-        [a, b] => u16::from_le_bytes([a, b]).into(),
-        [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).into(),
-        [a, b, c, d, e, f, g, h, ..] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-        _ => data.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)),
-    }
+/// An exit in the ring: one cache line.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+struct Entry {
+    exit: Kept,
+    time: u64,
 }
+
+const _: () = assert!(size_of::<Entry>() == 64);
 
 /// The last exits of a vCPU.
 pub struct Recorder {
-    ring: Box<[Record; LEN]>,
-    /// Exits recorded since the start; its low bits say which record is next.
+    ring: Box<[Entry; LEN]>,
+    /// Exits recorded since the start; its low bits say which entry is next.
     total: u64,
+}
+
+impl Clone for Recorder {
+    fn clone(&self) -> Self {
+        Self { ring: self.ring.clone(), total: self.total }
+    }
+
+    /// Allocates nothing.
+    fn clone_from(&mut self, other: &Self) {
+        self.ring.clone_from(&other.ring);
+        self.total = other.total;
+    }
 }
 
 impl Default for Recorder {
     fn default() -> Self {
-        let nothing = Exit::Other { reason: 0 };
-        Self { ring: Box::new([Record::new(0, 0, &nothing); LEN]), total: 0 }
+        Self { ring: Box::new([Entry::default(); LEN]), total: 0 }
     }
 }
 
 impl Recorder {
     /// Records an exit as KVM gave it.
     #[inline]
-    pub fn note(&mut self, rip: u64, time: u64, exit: &Exit<'_>) {
-        self.ring[self.total as usize % LEN] = Record::new(rip, time, exit);
+    pub fn note(&mut self, exit: Kept) {
+        self.ring[self.total as usize % LEN].exit = exit;
         self.total = self.total.wrapping_add(1);
+    }
+
+    /// Completes the last one: when it came. Where nobody asks for times each stays 0.
+    #[inline]
+    pub(super) fn stamp(&mut self, time: u64) {
+        self.ring[self.position(1)].time = time;
     }
 
     /// Completes the last one: what a read was answered with.
     #[inline]
     pub fn answer(&mut self, data: &[u8]) {
-        self.ring[self.position(1)].value = value_of(data);
+        self.ring[self.position(1)].exit.answer(data);
     }
 
     /// The last one; an empty one before the first.
-    #[inline]
-    pub fn last(&self) -> &Record {
-        &self.ring[self.position(1)]
+    pub fn last(&self) -> Record {
+        self.record(1)
+    }
+
+    fn record(&self, back: u64) -> Record {
+        let Entry { exit, time } = &self.ring[self.position(back)];
+        Record::of(exit, *time)
     }
 
     fn position(&self, back: u64) -> usize {
         self.total.wrapping_sub(back) as usize % LEN
     }
 
-    /// Makes one record of the interruptions in a row: ticks would wash out what the guest did.
+    /// Makes one entry of the interruptions in a row: ticks would wash out what the guest did.
     #[cold]
     pub(super) fn merge_interrupted(&mut self) {
-        let (last, before) = (*self.last(), self.position(2));
+        let (mut last, before) = (self.ring[self.position(1)], self.position(2));
         let before = &mut self.ring[before];
-        if self.total >= 2 && before.kind == ExitKind::Interrupted {
-            *before = Record { count: before.count.saturating_add(1), ..last };
+        if last.exit.absorb(&before.exit) {
+            *before = last;
             self.total -= 1;
         }
     }
@@ -156,96 +217,73 @@ impl Recorder {
     /// The last exits, at most `most` of them, the oldest first.
     pub fn tail(&self, most: usize) -> Vec<Record> {
         let kept = self.total.min(LEN as u64).min(most as u64);
-        (1..=kept).rev().map(|back| self.ring[self.position(back)]).collect()
+        (1..=kept).rev().map(|back| self.record(back)).collect()
     }
 }
 
 /// Somebody who watches all exits of one vCPU, for a price: traces, statistics, profiles.
 pub trait Observer: Send {
-    /// KVM_RUN came back; gives the time to record.
+    /// KVM_RUN came back, or the vCPU goes on after it stood still; gives the time to record.
     fn begin(&mut self) -> u64;
     /// The exit was dealt with.
     fn end(&mut self, record: &Record);
     /// The vCPU was interrupted, and will go on.
-    fn tick(&mut self, vcpu: &Vcpu);
-    /// The vCPU runs no more.
-    fn finish(&mut self);
-}
-
-/// Nobody. The run loop is compiled for this one too, so that it costs nothing.
-impl Observer for () {
-    #[inline]
-    fn begin(&mut self) -> u64 {
-        0
-    }
-    #[inline]
-    fn end(&mut self, _: &Record) {}
-    #[inline]
-    fn tick(&mut self, _: &Vcpu) {}
-    #[inline]
-    fn finish(&mut self) {}
+    fn tick(&mut self, vcpu: &mut Vcpu);
+    /// Hands in what was seen since the last time, for others to read: the vCPU stands still,
+    /// or runs no more.
+    fn publish(&mut self);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn out(recorder: &mut Recorder, port: u16, data: &[u8]) {
-        recorder.note(0x1000, 0, &Exit::PioOut { port, size: 1, data });
-    }
+    use crate::kvm::testing::{interruption, pio};
 
     #[test]
     fn the_last_exits_are_kept_in_order() {
         let mut recorder = Recorder::default();
         assert_eq!(recorder.tail(8), []);
-        for port in 0..300 {
-            out(&mut recorder, port, &[7]);
+        for rip in 0..300 {
+            recorder.note(pio(false, rip, 1, &[7]));
         }
-        let ports: Vec<_> = recorder.tail(3).iter().map(|record| record.address).collect();
-        assert_eq!(ports, [297, 298, 299]);
+        let rips: Vec<_> = recorder.tail(3).iter().map(|record| record.rip).collect();
+        assert_eq!(rips, [297, 298, 299]);
         assert_eq!(recorder.tail(usize::MAX).len(), LEN);
-        assert_eq!(recorder.tail(usize::MAX)[0].address, 300 - LEN as u64);
+        assert_eq!(recorder.tail(usize::MAX)[0].rip, 300 - LEN as u64);
     }
 
     #[test]
     fn reads_get_their_answer_and_strings_their_elements() {
         let mut recorder = Recorder::default();
-        let mut data = [0; 6];
-        recorder.note(0x20, 5, &Exit::PioIn { port: 0x60, size: 2, data: &mut data });
+        recorder.note(pio(true, 0x20, 2, &[0; 6]));
+        recorder.stamp(5);
         recorder.answer(&[1, 2, 3, 4, 5, 6]);
         let expected = Record {
             rip: 0x20,
-            address: 0x60,
+            address: 0x3F8,
             value: 0x0605_0403_0201,
             time: 5,
             count: 3,
             size: 2,
             kind: ExitKind::PioIn,
         };
-        assert_eq!(*recorder.last(), expected);
+        assert_eq!(recorder.last(), expected);
     }
 
     #[test]
     fn interruptions_in_a_row_are_one_record() {
         let mut recorder = Recorder::default();
-        out(&mut recorder, 1, &[0]);
+        recorder.note(pio(false, 0x10, 1, &[0]));
         for rip in 1..=3 {
-            recorder.note(rip, 0, &Exit::Interrupted);
+            recorder.note(interruption(rip));
             recorder.merge_interrupted();
         }
-        out(&mut recorder, 2, &[0]);
+        recorder.note(pio(false, 0x20, 1, &[0]));
         let tail = recorder.tail(9);
-        assert_eq!(tail.iter().map(|r| r.address).collect::<Vec<_>>(), [1, 0, 2]);
-        assert_eq!((tail[1].count, tail[1].rip), (3, 3));
-    }
-
-    #[test]
-    fn values_of_every_length() {
-        assert_eq!(value_of(&[]), 0);
-        assert_eq!(value_of(&[1, 2]), 0x0201);
-        assert_eq!(value_of(&[1, 2, 3]), 0x03_0201);
-        assert_eq!(value_of(&[1, 2, 3, 4]), 0x0403_0201);
-        assert_eq!(value_of(&[1, 2, 3, 4, 5, 6, 7, 8, 9]), 0x0807_0605_0403_0201);
+        assert_eq!(
+            tail.iter().map(|r| (r.rip, r.count)).collect::<Vec<_>>(),
+            [(0x10, 1), (3, 3), (0x20, 1)]
+        );
     }
 
     #[test]

@@ -9,11 +9,11 @@ use super::control::Control;
 use super::counts::{Counts, UnclaimedKind};
 use super::halt::{HaltWatch, Ticks};
 use super::kick::kick_self;
-use super::park::Why;
+use super::park::{Standing, Why};
 use super::recorder::{Observer, Recorder};
-use super::strict::{Strict, Violation};
+use super::strict::{Still, Strict, Violation};
 use crate::bus::BusView;
-use crate::kvm::{Exit, InternalError, RunState, Vcpu};
+use crate::kvm::{Exit, INVALID_HYPERCALL_CODE, InternalError, RunState, Vcpu};
 use crate::verdict::{Death, Refusal, StopLine, Verdict};
 
 /// Who answers the hypercalls that KVM passes on; `None`: nobody knows this one.
@@ -49,29 +49,61 @@ pub struct RunLoop {
     pub strict: Arc<Strict>,
     /// How strict mode ended the guest.
     pub violation: Option<Violation>,
+    /// How long it has stood at one instruction, where memory is guarded.
+    pub still: Still,
+}
+
+/// How the loop was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// The machine is to end.
+    TheEnd,
+    /// Somebody has come to watch.
+    Watched,
 }
 
 impl RunLoop {
+    /// Forgets what it saw of the guest since `recorder` was what it is given here.
+    pub fn put_back(&mut self, recorder: &Recorder) {
+        self.recorder.clone_from(recorder);
+        self.violation = None;
+        self.still = Still::default();
+        if let Some(watch) = &self.halt_watch {
+            watch.reset();
+        }
+    }
+
     /// Runs the guest until the machine is told to end; gives back what was counted. When it
     /// returns, no instruction is half done: KVM_RUN was entered with `immediate_exit` set.
     pub(super) fn run(&mut self) -> Counts {
-        let Some(mut observer) = self.observer.take() else { return self.run_watched(&mut ()) };
-        let counts = self.run_watched(&mut *observer);
-        observer.finish();
-        self.observer = Some(observer);
+        let mut counts = Counts::new();
+        // Somebody who is asked for meanwhile watches from then on.
+        while match self.observer {
+            None => self.run_until::<false>(&mut counts),
+            Some(_) => self.run_until::<true>(&mut counts),
+        } == Until::Watched
+        {}
+        let control = self.control.clone();
+        control.show_death(&mut self.standing(&counts));
+        if let Some(observer) = &mut self.observer {
+            observer.publish();
+        }
         counts
     }
 
-    /// The loop itself, compiled once without an observer and once with any.
-    fn run_watched<O: Observer + ?Sized>(&mut self, observer: &mut O) -> Counts {
-        let mut counts = Counts::new();
-        let id = self.vcpu.id();
-        let mut goes_on = true;
-        while goes_on {
-            let (rip, exit) = self.vcpu.run();
-            counts.exit(exit.kind());
-            self.recorder.note(rip, observer.begin(), &exit);
+    /// The loop itself, compiled once for each: only where it is `WATCHED` does it look at the
+    /// observer.
+    fn run_until<const WATCHED: bool>(&mut self, counts: &mut Counts) -> Until {
+        let mut until = None;
+        while until.is_none() {
+            self.vcpu.enter();
+            self.recorder.note(self.vcpu.kept());
+            if WATCHED && let Some(observer) = &mut self.observer {
+                self.recorder.stamp(observer.begin());
+            }
             let log = &mut self.recorder;
+            let exit = self.vcpu.last_exit();
+            counts.exit(exit.kind());
             let unclaimed = match exit {
                 Exit::PioIn { port, size, data } => pio_in(&mut self.pio, port, size, data, log),
                 Exit::PioOut { port, size, data } => pio_out(&mut self.pio, port, size, data),
@@ -82,41 +114,45 @@ impl RunLoop {
                 Exit::Hypercall { number, args, result } => {
                     hypercall(&*self.hypercalls, number, &args, result)
                 }
+                Exit::Hyperv { result } => hyperv(result),
+                Exit::SetTpr => None,
                 Exit::Interrupted => {
-                    goes_on = !self.interrupted(&counts);
-                    if goes_on {
-                        observer.tick(&self.vcpu);
-                        self.ticks.next_sample();
-                    }
+                    until = self.interrupted::<WATCHED>(counts);
                     None
                 }
-                Exit::Debug { exception, pc, dr6 }
-                    if self.control.debug_exit(id, Why::Debug { exception, pc, dr6 }) =>
-                {
+                Exit::Debug { exception, pc, dr6 } if self.control.parking().is_some() => {
+                    self.debug_exit(Why::Debug { exception, pc, dr6 });
                     None
                 }
                 fatal => {
                     let fatal = Fatal::from(fatal);
                     let verdict = self.fatal(&fatal);
                     self.control.stop(verdict);
-                    goes_on = false;
+                    until = Some(Until::TheEnd);
                     None
                 }
             };
-            observer.end(self.recorder.last());
-            if let Some((kind, address)) = unclaimed {
-                counts.unclaimed(kind, address, rip);
+            if WATCHED && let Some(observer) = &mut self.observer {
+                observer.end(&self.recorder.last());
+            }
+            if let Some((kind, address)) = unclaimed
+                && !self.is_patch(kind)
+            {
+                counts.unclaimed(kind, address, self.vcpu.rip());
                 self.enforce(kind);
             }
         }
-        self.control.show_death(&mut self.vcpu, &counts);
-        counts
+        until.unwrap_or(Until::TheEnd)
+    }
+
+    fn standing<'a>(&'a mut self, counts: &'a Counts) -> Standing<'a> {
+        Standing { vcpu: &mut self.vcpu, parked: false, counts, observer: &mut self.observer }
     }
 
     /// Ends the guest if nobody's claiming the last exit broke a rule.
     #[cold]
     fn enforce(&mut self, kind: UnclaimedKind) {
-        let Some(mut violation) = self.strict.check(kind, self.recorder.last()) else { return };
+        let Some(mut violation) = self.strict.check(kind, &self.recorder.last()) else { return };
         if matches!(kind, UnclaimedKind::PioWrite | UnclaimedKind::MmioWrite) {
             // KVM finishes some writes before it comes back, and some when it is entered
             // again: one that moves RIP only now was still the current instruction.
@@ -124,44 +160,119 @@ impl RunLoop {
             let (rip, _) = self.vcpu.run();
             violation.finished = rip == violation.record.rip;
         }
-        self.control.stop(Verdict::died(Death::Strict, violation.to_string()));
-        self.violation = Some(violation);
+        let verdict = self.broken(violation);
+        self.control.stop(verdict);
     }
 
-    /// After a kick: the flag is cleared first, the requests are read after it. True to end.
+    /// The verdict on a broken rule, which it remembers.
+    fn broken(&mut self, violation: Violation) -> Verdict {
+        let verdict = Verdict::died(Death::Strict, violation.to_string());
+        self.violation = Some(violation);
+        verdict
+    }
+
+    /// Was the last exit a write of KVM's own, which is done now?
     #[cold]
-    fn interrupted(&mut self, counts: &Counts) -> bool {
+    fn is_patch(&mut self, kind: UnclaimedKind) -> bool {
+        let Some(guards) = &self.strict.guards else { return false };
+        kind == UnclaimedKind::MmioWrite && guards.patches(&self.recorder.last(), &self.vcpu)
+    }
+
+    /// The rule that the instruction at RIP breaks by an access that KVM cannot do.
+    fn blocked(&mut self) -> Option<Violation> {
+        let blocked = self.strict.guards.as_ref()?.blocked(&self.vcpu)?;
+        self.strict.check_blocked(blocked, self.vcpu.rip())
+    }
+
+    /// A breakpoint, or one more step on the way to it.
+    #[cold]
+    fn debug_exit(&mut self, why: Why) {
+        let Some(next) = self.control.debug_exit(self.vcpu.id(), why) else { return };
+        if let Err(e) = self.vcpu.set_debug(&next) {
+            let message = format!("the host refused the debugger a single step: {e}");
+            self.control.stop(Verdict::Refused { refusal: Refusal::Host, message });
+        }
+    }
+
+    /// After a kick: the flag is cleared first, the requests are read after it.
+    #[cold]
+    fn interrupted<const WATCHED: bool>(&mut self, counts: &Counts) -> Option<Until> {
         self.vcpu.clear_immediate_exit();
         self.recorder.merge_interrupted();
-        if self.control.should_stop() {
-            return true;
+        if self.control.should_leave() {
+            return Some(Until::TheEnd);
         }
-        self.control.park(&mut self.vcpu, counts);
-        let Some(watch) = &self.halt_watch else { return false };
-        if !self.ticks.is_due() {
+        let control = self.control.clone();
+        control.park(&mut self.standing(counts));
+        if self.stands_for_ever() {
+            return Some(Until::TheEnd);
+        }
+        match &mut self.observer {
+            Some(_) if !WATCHED => return Some(Until::Watched),
+            Some(observer) => {
+                // The exit did not take the time that the vCPU stood still.
+                observer.begin();
+                observer.tick(&mut self.vcpu);
+                self.ticks.next_sample();
+            }
+            None => {}
+        }
+        None
+    }
+
+    /// Has it to tick, to be watched?
+    pub(super) fn is_watched(&self) -> bool {
+        self.halt_watch.is_some() || self.strict.guards.is_some()
+    }
+
+    /// At a tick of the watches: is the machine to end?
+    fn stands_for_ever(&mut self) -> bool {
+        if !self.is_watched() || !self.ticks.is_due() {
             return false;
         }
-        let halted = matches!(self.vcpu.run_state(), Ok(RunState::HaltedForEver));
-        if watch.tick(self.vcpu.id(), halted) {
-            let detail = format!("at {:#x} (hlt with interrupts off)", self.vcpu.rip());
+        if self.halts_for_ever() {
+            let detail = format!("at {:#x} (hlt with interrupts off)", self.hlt());
             self.control.stop(Verdict::died(Death::Halted, detail));
         }
+        let rip = self.vcpu.rip();
+        if self.strict.guards.is_some()
+            && self.still.tick(rip)
+            && let Some(violation) = self.blocked()
+        {
+            let verdict = self.broken(violation);
+            self.control.stop(verdict);
+        }
         self.control.should_stop()
+    }
+
+    /// Do all vCPUs?
+    fn halts_for_ever(&mut self) -> bool {
+        let Some(watch) = &self.halt_watch else { return false };
+        let halted = matches!(self.vcpu.run_state(), Ok(RunState::HaltedForEver));
+        watch.tick(self.vcpu.id(), halted)
     }
 
     /// The verdict on an exit that the guest does not come back from.
     #[cold]
     fn fatal(&mut self, exit: &Fatal) -> Verdict {
+        if matches!(exit, Fatal::Internal(_))
+            && !self.strict.forbids_fetch(self.vcpu.rip())
+            && let Some(violation) = self.blocked()
+        {
+            return self.broken(violation);
+        }
         let place = self.place();
         match exit {
             Fatal::Hlt if self.vcpu.interrupts_enabled() => Verdict::died(
                 Death::Halted,
                 format!(
-                    "{place} (hlt with interrupts on, but there is no interrupt controller: see --irqchip)"
+                    "at {:#x} (hlt with interrupts on, but there is no interrupt controller: see --irqchip)",
+                    self.hlt()
                 ),
             ),
             Fatal::Hlt => {
-                Verdict::died(Death::Halted, format!("{place} (hlt with interrupts off)"))
+                let detail = format!("at {:#x} (hlt with interrupts off)", self.hlt());
+                Verdict::died(Death::Halted, detail)
             }
             Fatal::Shutdown => Verdict::died(Death::TripleFault, place),
             Fatal::FailEntry(reason) => Verdict::died(
@@ -194,10 +305,17 @@ impl RunLoop {
         }
     }
 
+    /// Where the HLT is that RIP stands behind, unless it has run nothing.
+    fn hlt(&mut self) -> u64 {
+        let behind = !self.vcpu.waits_for_start();
+        self.vcpu.rip().wrapping_sub(behind.into())
+    }
+
     /// Where the guest was, in words.
     fn place(&mut self) -> String {
         if self.vcpu.is_reinitialised() {
-            let last = self.vcpu.previous_rip();
+            let (last, _) = self.vcpu.previous_registers();
+            let last = last.rip;
             return format!(
                 "after {last:#x} (this KVM re-initialises a processor that shuts down; that was its last exit)"
             );
@@ -297,6 +415,14 @@ fn mmio_write(bus: &mut BusView, address: u64, data: &[u8]) -> Unclaimed {
 fn msr(kind: UnclaimedKind, index: u32, error: &mut u8) -> Unclaimed {
     *error = 1;
     Some((kind, index.into()))
+}
+
+/// KVM does the interface's work itself, but for hypercalls that nobody here offers.
+fn hyperv(result: Option<&mut u64>) -> Unclaimed {
+    if let Some(result) = result {
+        *result = INVALID_HYPERCALL_CODE;
+    }
+    None
 }
 
 fn hypercall(

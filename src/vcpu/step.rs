@@ -84,9 +84,9 @@ impl Observer for Milestone {
         }
     }
 
-    fn tick(&mut self, _: &Vcpu) {}
+    fn tick(&mut self, _: &mut Vcpu) {}
 
-    fn finish(&mut self) {}
+    fn publish(&mut self) {}
 }
 
 /// Steps the vCPU until the guest dies, at most `steps` instructions.
@@ -106,6 +106,14 @@ fn step(
     steps: u64,
     companion: &mut dyn Companion,
 ) -> Result<Stepped, kvm::Error> {
+    // The entry state of a guest without exits comes to KVM with a KVM_RUN, and a single step
+    // begins where RIP is then.
+    kick_self();
+    let (rip, exit) = it.vcpu.run();
+    if exit != Exit::Interrupted {
+        return Ok(Stepped::Elsewhere(Record::new(rip, 0, &exit)));
+    }
+    it.vcpu.clear_immediate_exit();
     let mut done = 0;
     while done < steps {
         companion.step(&it.vcpu)?;
@@ -122,8 +130,7 @@ fn step(
 /// One step, or further to a breakpoint.
 fn one(it: &mut RunLoop, control: &Control) -> Result<Option<Stepped>, kvm::Error> {
     loop {
-        let (rip, exit) = it.vcpu.run();
-        match exit {
+        match it.vcpu.run().1 {
             Exit::Debug { .. } => return Ok(None),
             Exit::PioOut { port: PORT, .. } => {
                 // KVM finishes the instruction, which never was the guest's.
@@ -137,7 +144,7 @@ fn one(it: &mut RunLoop, control: &Control) -> Result<Option<Stepped>, kvm::Erro
             Exit::Shutdown | Exit::InternalError(_) | Exit::FailEntry { .. } => {
                 return Ok(Some(Stepped::Died));
             }
-            other => return Ok(Some(Stepped::Elsewhere(Record::new(rip, 0, &other)))),
+            _ => return Ok(Some(Stepped::Elsewhere(Record::of(&it.vcpu.kept(), 0)))),
         }
         if control.should_stop() {
             return Ok(Some(Stepped::Stopped(ended(control))));

@@ -2,9 +2,12 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::counts::UnclaimedKind;
+use super::halt::TICKS;
 use super::recorder::Record;
+use crate::kvm::{ExitKind, Vcpu};
 
 /// The rules of a machine. Memory that is to be guarded has no slot, or a read-only one, so
 /// that an access comes back as memory-mapped I/O.
@@ -20,6 +23,46 @@ pub struct Strict {
     pub text: Vec<Range<u64>>,
     /// Page zero.
     pub null: bool,
+    /// Who knows what no exit tells, where memory is guarded.
+    pub guards: Option<Arc<dyn Guards>>,
+}
+
+/// What no exit tells of guarded memory, and what only looks like the guest's doing. `machine`
+/// knows it: it takes the guest's instructions.
+pub trait Guards: fmt::Debug + Send + Sync {
+    /// Was it KVM that wrote, to patch a hypercall of the other vendor's? Then it is done here.
+    fn patches(&self, write: &Record, vcpu: &Vcpu) -> bool;
+
+    /// The access to guarded memory by which the instruction at RIP cannot go on: KVM can do
+    /// some only in memory, and does not say so.
+    fn blocked(&self, vcpu: &Vcpu) -> Option<Blocked>;
+}
+
+/// An access to guarded memory that KVM cannot do, nor tell of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// Is it a write?
+    pub write: bool,
+    /// Guest-physical.
+    pub address: u64,
+    /// What is moved, in words.
+    pub what: String,
+}
+
+/// For how many ticks in a row a vCPU has stood at the same instruction.
+#[derive(Debug, Default)]
+pub struct Still {
+    rip: u64,
+    ticks: u32,
+}
+
+impl Still {
+    /// Is it time to ask whether the instruction at `rip` can go on?
+    pub(super) fn tick(&mut self, rip: u64) -> bool {
+        let ticks = if rip == self.rip { self.ticks + 1 } else { 1 };
+        *self = Self { rip, ticks: ticks.min(TICKS) };
+        ticks >= TICKS
+    }
 }
 
 /// End of the page that nobody should use.
@@ -52,7 +95,18 @@ impl Strict {
     /// The broken rule, if the access breaks one.
     pub fn check(&self, kind: UnclaimedKind, record: &Record) -> Option<Violation> {
         let (rule, place) = self.broken(kind, record.address)?;
-        Some(Violation { rule, place, kind, record: *record, finished: false })
+        Some(Violation { rule, place, kind, record: *record, finished: false, what: None })
+    }
+
+    /// The rule that an access which no exit told of breaks, by the instruction at `rip`.
+    pub(super) fn check_blocked(&self, blocked: Blocked, rip: u64) -> Option<Violation> {
+        let (kind, exit) = match blocked.write {
+            true => (UnclaimedKind::MmioWrite, ExitKind::MmioWrite),
+            false => (UnclaimedKind::MmioRead, ExitKind::MmioRead),
+        };
+        let address = blocked.address;
+        let record = Record { rip, address, value: 0, time: 0, count: 1, size: 0, kind: exit };
+        Some(Violation { what: Some(blocked.what), ..self.check(kind, &record)? })
     }
 
     /// Would an instruction fetched from linear address `rip` have come from page zero?
@@ -74,6 +128,8 @@ pub struct Violation {
     pub record: Record,
     /// Had KVM finished the instruction before it asked? Then RIP is the next one's.
     pub finished: bool,
+    /// What was moved, in words, where no exit told of it. Then RIP is the instruction's.
+    pub what: Option<String>,
 }
 
 impl Violation {
@@ -88,6 +144,11 @@ impl Violation {
             _ => format!("{count} times {size} bytes"),
         };
         let place = self.place;
+        if let Some(what) = &self.what {
+            let access = if self.kind == MmioRead { "read" } else { "write" };
+            let to = if self.kind == MmioRead { "at" } else { "to" };
+            return format!("a {access} of {what} {to} {address:#x}, {place}");
+        }
         match self.kind {
             PioRead => format!("a read of {bytes} from port {address:#x}, {place}"),
             PioWrite => {
@@ -148,5 +209,25 @@ mod tests {
             violation.to_string(),
             "at 0x100203: a write of 0x00001234 (4 bytes) to 0xd0000000, where neither memory nor a device is (--strict=mmio)"
         );
+    }
+
+    #[test]
+    fn what_no_exit_tells_of_is_a_violation_by_the_same_rules() {
+        let strict = Strict { text: vec![0x1000..0x2000, 0x3000..0x4000], ..Strict::default() };
+        let blocked = |write| Blocked { write, address: 0x1008, what: "10 bytes".to_owned() };
+        let violation = strict.check_blocked(blocked(true), 0x5000).unwrap();
+        assert_eq!(
+            violation.to_string(),
+            "at 0x5000: a write of 10 bytes to 0x1008, in a read-only segment of the image (--strict=text)"
+        );
+        assert_eq!(strict.check_blocked(blocked(false), 0x5000), None);
+    }
+
+    #[test]
+    fn only_a_vcpu_that_stands_still_is_asked() {
+        let mut still = Still::default();
+        assert!((0..10).all(|rip| !still.tick(rip % 2 + 1)));
+        let asked: Vec<_> = (0..4).map(|_| still.tick(7)).collect();
+        assert_eq!(asked, [false, false, true, true]);
     }
 }

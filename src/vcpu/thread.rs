@@ -103,10 +103,10 @@ pub(super) fn drive<R>(
     Ok(done)
 }
 
-/// Ticks for the clock (the first vCPU looks at it), the halt watch and samples (all do).
+/// Ticks for the clock (the first vCPU looks at it), the watches and samples (all do).
 fn ticker(it: &RunLoop) -> io::Result<Option<Ticker>> {
     let left = it.control.time_left().filter(|_| it.vcpu.id() == 0);
-    let times = it.ticks.times(it.halt_watch.is_some(), left);
+    let times = it.ticks.times(it.is_watched(), left);
     times.map(|(first, period)| Ticker::start(first, period)).transpose()
 }
 

@@ -2,12 +2,17 @@
 
 use bitflags::bitflags;
 
-/// Writes the flags as hexadecimal with their names.
+/// Writes the flags as hexadecimal with their names; as data, both apart.
 macro_rules! named_flags {
     ($($type:ty)*) => {$(
         impl serde::Serialize for $type {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                use serde::ser::SerializeStruct;
+                let names: Vec<_> = self.iter_names().map(|(name, _)| name).collect();
+                let mut both = serializer.serialize_struct("Flags", 2)?;
+                both.serialize_field("value", &self.bits())?;
+                both.serialize_field("names", &names)?;
+                both.end()
             }
         }
         impl std::fmt::Display for $type {

@@ -19,6 +19,7 @@ pub struct Leaf {
 #[allow(missing_docs)] // the registers' own names
 pub enum Reg {
     Eax,
+    Ebx,
     Ecx,
     Edx,
 }
@@ -39,7 +40,8 @@ const fn masked(function: u32, reg: Reg, bit: u32, apic: bool, why: &'static str
     Masked { function, reg, bit, without_apic_only: apic, why }
 }
 
-/// Feature bits that KVM offers and the guest does not get.
+/// Feature bits that KVM offers and the guest does not get: where they would be a lie, never;
+/// the others unless it is asked for them by name.
 pub const MASKED: &[Masked] = &[
     masked(1, Reg::Edx, 9, true, "no local APIC"),
     masked(1, Reg::Ecx, 21, true, "x2APIC: no local APIC"),
@@ -67,9 +69,15 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Changes one leaf to what this vCPU is to see. (Intel SDM Vol. 2A, CPUID, table 3-8;
-    /// AMD APM Vol. 3, appendix E; Linux, Documentation/virt/kvm/x86/cpuid.rst)
+    /// Changes one leaf to what this vCPU is to see.
     pub fn adjust(&self, leaf: &mut Leaf) {
+        self.offer(leaf);
+        self.mask(leaf, |masked| !masked.without_apic_only);
+    }
+
+    /// Changes one leaf to what this vCPU could see. (Intel SDM Vol. 2A, CPUID, table 3-8;
+    /// AMD APM Vol. 3, appendix E; Linux, Documentation/virt/kvm/x86/cpuid.rst)
+    pub(super) fn offer(&self, leaf: &mut Leaf) {
         let bits = self.apic_id_bits();
         match leaf.function {
             // Initial APIC ID, and the number of IDs in the package.
@@ -107,16 +115,14 @@ impl Policy {
             }
             _ => {}
         }
-        self.mask(leaf);
+        self.mask(leaf, |masked| masked.without_apic_only && !self.local_apic);
     }
 
-    fn mask(&self, leaf: &mut Leaf) {
-        for masked in MASKED.iter().filter(|m| m.function == leaf.function) {
-            if masked.without_apic_only && self.local_apic {
-                continue;
-            }
+    fn mask(&self, leaf: &mut Leaf, which: impl Fn(&Masked) -> bool) {
+        for masked in MASKED.iter().filter(|m| m.function == leaf.function && which(m)) {
             let reg = match masked.reg {
                 Reg::Eax => &mut leaf.eax,
+                Reg::Ebx => &mut leaf.ebx,
                 Reg::Ecx => &mut leaf.ecx,
                 Reg::Edx => &mut leaf.edx,
             };

@@ -6,7 +6,9 @@
 
 pub mod control;
 pub mod cpuid;
+pub mod features;
 pub mod init;
+pub mod model;
 pub mod paging;
 pub mod segment;
 pub mod state;
@@ -14,6 +16,7 @@ pub mod translate;
 
 pub use control::{Cr0, Cr4, Efer, Rflags};
 pub use init::{CpuInit, DescriptorTable, Mode, Regs};
+pub use model::Model;
 pub use segment::Segment;
 pub use state::{CpuState, Fpu, Registers};
-pub use translate::translate;
+pub use translate::{PagingFeatures, translate};

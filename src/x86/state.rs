@@ -3,7 +3,9 @@
 
 use serde::Serialize;
 
-use super::{CpuInit, Cr0, Cr4, DescriptorTable, Efer, Mode, Regs, Rflags, Segment};
+use super::{
+    CpuInit, Cr0, Cr4, DescriptorTable, Efer, Mode, PagingFeatures, Regs, Rflags, Segment,
+};
 
 /// All but the floating-point state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -28,6 +30,9 @@ pub struct CpuState {
     pub cr8: u64,
     pub efer: Efer,
     pub apic_base: u64,
+    /// No register, but what a walk of its page tables has to know.
+    #[serde(skip)]
+    pub paging_features: PagingFeatures,
 }
 
 impl From<&CpuInit> for CpuState {
@@ -57,6 +62,7 @@ impl From<&CpuInit> for CpuState {
             cr8,
             efer,
             apic_base,
+            paging_features: PagingFeatures::ALL,
         }
     }
 }

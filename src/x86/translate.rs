@@ -10,6 +10,7 @@ use std::fmt;
 use serde::Serialize;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::cpuid::Leaf;
 use super::{CpuState, Cr0, Cr4, Efer};
 use crate::mem::GuestMemory;
 
@@ -18,6 +19,30 @@ const PRESENT: u64 = 1 << 0;
 const LARGE: u64 = 1 << 7;
 /// Bits 51 to 12 of an entry of eight bytes.
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+
+/// What CPUID says of a processor's page tables (Intel SDM Vol. 3A 5.1.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PagingFeatures {
+    /// Bits of a physical address: 32 to 52.
+    pub physical_bits: u32,
+    /// An entry of level 3 may map 1 GiB; where it may not, its PS bit is reserved.
+    pub gigabyte_pages: bool,
+}
+
+impl PagingFeatures {
+    /// All that there is in any processor: nothing is taken for reserved that may not be.
+    pub const ALL: Self = Self { physical_bits: 52, gigabyte_pages: true };
+
+    /// Of a processor with this CPUID: 0x80000008 (36 bits where it has no such leaf), and bit 26
+    /// of 0x80000001's EDX.
+    pub fn of(leaves: &[Leaf]) -> Self {
+        let leaf = |function| leaves.iter().find(|leaf| leaf.function == function);
+        Self {
+            physical_bits: leaf(0x8000_0008).map_or(36, |leaf| leaf.eax & 0xFF).clamp(32, 52),
+            gigabyte_pages: leaf(0x8000_0001).is_some_and(|leaf| leaf.edx >> 26 & 1 != 0),
+        }
+    }
+}
 
 /// How linear addresses become physical.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -107,6 +132,11 @@ pub enum Break {
         /// The level.
         level: u32,
     },
+    /// The entry of this level has PS set, which is reserved there.
+    Reserved {
+        /// The level.
+        level: u32,
+    },
     /// There is no memory where the entry of this level should be.
     NoMemory {
         /// The level.
@@ -121,6 +151,9 @@ impl fmt::Display for Break {
         match self {
             Self::NotCanonical => write!(f, "not an address that the processor can form"),
             Self::NotPresent { level } => write!(f, "the entry of level {level} is not present"),
+            Self::Reserved { level } => {
+                write!(f, "the entry of level {level} has its reserved bit 7 set")
+            }
             Self::NoMemory { level, address } => {
                 write!(f, "no memory at {address:#x}, where the entry of level {level} should be")
             }
@@ -170,6 +203,10 @@ pub fn walk(memory: &GuestMemory, cpu: &CpuState, linear: u64) -> Walk {
             walk.end = Err(Break::NotPresent { level });
             return walk;
         }
+        if is_reserved(paging, cpu, level, step.entry) {
+            walk.end = Err(Break::Reserved { level });
+            return walk;
+        }
         if level == 1 || is_large(paging, cpu, level, step.entry) {
             walk.end = Ok(page(paging, level, step.entry, linear));
             return walk;
@@ -209,8 +246,15 @@ fn read_entry(
     entry.map(|entry| Step { level, address, entry }).map_err(|_| address)
 }
 
-/// Does the entry map a large page? The top levels have no PS bit: with PAE and five levels
-/// bit 7 is reserved or ignored there, and four-level entries reserve it too.
+/// Is PS set where the processor has no page of that size? With PAE it looks at the top level
+/// when it loads CR3.
+fn is_reserved(paging: Paging, cpu: &CpuState, level: u32, entry: u64) -> bool {
+    let reserved_from = if cpu.paging_features.gigabyte_pages { 4 } else { 3 };
+    paging.is_long() && level >= reserved_from && entry & LARGE != 0
+}
+
+/// Does the entry map a large page? PS is reserved in the top levels of long mode, and PAE's top
+/// level has none.
 fn is_large(paging: Paging, cpu: &CpuState, level: u32, entry: u64) -> bool {
     let possible = match paging {
         Paging::Bits32 => level == 2 && cpu.cr4.contains(Cr4::PSE),
@@ -313,6 +357,28 @@ mod tests {
         let full = walk(&memory, &cpu, 0xFFFF_FFFF_8000_1234);
         assert_eq!(full.steps.iter().map(|step| step.level).collect::<Vec<_>>(), [4, 3, 2, 1]);
         assert_eq!(full.steps[3], Step { level: 1, address: 0x10_3008, entry: 0x4_2003 });
+    }
+
+    #[test]
+    fn a_gigabyte_is_a_page_only_where_cpuid_says_so() {
+        let (memory, mut cpu) = (memory(), paged(Cr4::PAE, Efer::LMA));
+        put(&memory, CR3, 0x10_1000 | 3);
+        put(&memory, CR3 + 8, 0x10_1000 | 0x83);
+        put(&memory, 0x10_1000, 0x83);
+        assert_eq!(translate(&memory, &cpu, 0x1234), Some(0x1234));
+        let top = walk(&memory, &cpu, 1 << 39);
+        assert_eq!(top.end, Err(Break::Reserved { level: 4 }));
+        cpu.paging_features.gigabyte_pages = false;
+        assert_eq!(walk(&memory, &cpu, 0x1234).end, Err(Break::Reserved { level: 3 }));
+    }
+
+    #[test]
+    fn cpuid_tells_of_page_tables() {
+        let leaf = |function, eax, edx| Leaf { function, eax, edx, ..Leaf::default() };
+        let of = PagingFeatures::of;
+        assert_eq!(of(&[]), PagingFeatures { physical_bits: 36, gigabyte_pages: false });
+        let leaves = [leaf(0x8000_0001, 0, 1 << 26), leaf(0x8000_0008, 0x3028, 0)];
+        assert_eq!(of(&leaves), PagingFeatures { physical_bits: 40, gigabyte_pages: true });
     }
 
     #[test]

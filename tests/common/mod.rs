@@ -40,16 +40,24 @@ pub fn ringfence<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
     Run { command, input: Some(Vec::new()) }
 }
 
+/// Another program, found on the path.
+pub fn program(name: &str) -> Run {
+    Run { command: Command::new(name), input: Some(Vec::new()) }
+}
+
 /// The words of `line` as arguments; see [`ringfence`].
 pub fn run(line: &str) -> Run {
     ringfence(line.split_whitespace())
 }
 
-/// A bash script for which `$R` is the binary: for what only a shell can say about files.
+/// A script for which `$R` is the binary: for what only a shell can say about files.
 pub fn script(text: &str) -> Run {
-    let mut command = Command::new("bash");
-    command.args(["-c", text]).env("R", BINARY);
-    Run { command, input: Some(Vec::new()) }
+    program("sh").arg("-c").arg(text).with(|command| _ = command.env("R", BINARY))
+}
+
+/// The same for bash, which the VT-x rig does not have.
+pub fn bash(text: &str) -> Run {
+    program("bash").arg("-c").arg(text).with(|command| _ = command.env("R", BINARY))
 }
 
 /// A process to be.
@@ -178,6 +186,11 @@ impl Running {
         let (out, err) = (String::from_utf8_lossy(&out), String::from_utf8_lossy(&err));
         assert!(there, "it did not say {text:?}, but {out:?} and {err:?}");
         self
+    }
+
+    /// What it has written to standard error.
+    pub fn told(&self) -> String {
+        String::from_utf8_lossy(&self.stderr.so_far()).into_owned()
     }
 
     pub fn writes(mut self, bytes: &[u8]) -> Self {

@@ -114,10 +114,18 @@ pub(super) fn reason(reason: &Reason) -> Option<String> {
 
 /// What this KVM cannot do.
 pub(super) fn limits(limits: Limits) -> String {
+    let Limits { int3, hardware, hardware_in_ring3, watch, step, step_in_ring3 } = limits;
     let cannot = [
-        (limits.int3, "INT3 does not stop: `break` takes one of the four debug registers"),
-        (limits.watch, "data watchpoints never fire: `watch` is refused, single-stepping watches"),
-        (limits.step_in_ring3, "ring 3 cannot be single-stepped, and has no breakpoints"),
+        (!int3 && hardware, "INT3 does not stop: `break` takes one of the four debug registers"),
+        (!hardware && step, "breakpoints are looked for by single-stepping, which is slow"),
+        (!hardware && !step, "nothing stops the guest: there are no breakpoints"),
+        (
+            !watch,
+            "data watchpoints never fire: `watch` is refused, see `set can-use-hw-watchpoints 0`",
+        ),
+        (!step, "instructions cannot be single-stepped"),
+        (step && !step_in_ring3, "ring 3 cannot be single-stepped"),
+        (hardware && !hardware_in_ring3, "ring 3 has no breakpoints"),
     ];
-    cannot.iter().filter(|(can, _)| !can).map(|(_, text)| format!("on this KVM {text}\n")).collect()
+    cannot.iter().filter(|(it, _)| *it).map(|(_, text)| format!("on this KVM {text}\n")).collect()
 }

@@ -4,15 +4,19 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use gdbstub::conn::Connection;
 
+use crate::control::unix::Socket;
+
 /// How long a gdb that does not read may keep the machine from its end.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The longest answer, far beyond what a gdb asks for, which keeps to the size of a packet.
+const ANSWER: usize = 1 << 20;
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +57,7 @@ impl fmt::Display for Address {
 #[derive(Debug)]
 pub(super) enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
+    Unix(Socket),
 }
 
 impl Listener {
@@ -66,12 +70,7 @@ impl Listener {
                 let at = listener.local_addr()?.to_string();
                 Ok((Self::Tcp(listener), Address::Tcp(at)))
             }
-            Address::Unix(path) => {
-                remove_stale(path);
-                let listener = UnixListener::bind(path)?;
-                listener.set_nonblocking(true)?;
-                Ok((Self::Unix(listener, path.clone()), address.clone()))
-            }
+            Address::Unix(path) => Ok((Self::Unix(Socket::bind(path)?), address.clone())),
         }
     }
 
@@ -79,22 +78,16 @@ impl Listener {
     pub(super) fn accept(&self) -> io::Result<Option<Peer>> {
         let accepted = match self {
             Self::Tcp(listener) => listener.accept().map(|(stream, _)| Stream::Tcp(stream)),
-            Self::Unix(listener, _) => listener.accept().map(|(stream, _)| Stream::Unix(stream)),
+            Self::Unix(socket) => {
+                let stream = socket.accept()?;
+                return stream.map(|stream| Peer::new(Stream::Unix(stream))).transpose();
+            }
         };
         match accepted {
             Ok(stream) => Peer::new(stream).map(Some),
             Err(e) if is_passing(&e) => Ok(None),
             Err(e) => Err(e),
         }
-    }
-}
-
-/// A socket that an earlier run left behind: nobody listens on it.
-fn remove_stale(path: &Path) {
-    let is_socket = path.symlink_metadata().is_ok_and(|it| it.file_type().is_socket());
-    let refused = |e: io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
-    if is_socket && UnixStream::connect(path).err().is_some_and(refused) {
-        let _ = std::fs::remove_file(path); // bind says what is wrong if this does not work
     }
 }
 
@@ -107,15 +100,7 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(listener) => listener.as_fd(),
-            Self::Unix(listener, _) => listener.as_fd(),
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
-            let _ = std::fs::remove_file(path); // it may be gone already
+            Self::Unix(socket) => socket.as_fd(),
         }
     }
 }
@@ -131,6 +116,8 @@ enum Stream {
 pub(super) struct Peer {
     stream: Stream,
     out: Vec<u8>,
+    /// What is written is thrown away.
+    pub(super) mute: bool,
 }
 
 impl Peer {
@@ -146,7 +133,7 @@ impl Peer {
                 stream.set_write_timeout(Some(PATIENCE))?;
             }
         }
-        Ok(Self { stream, out: Vec::new() })
+        Ok(Self { stream, out: Vec::new(), mute: false })
     }
 
     /// What has come; nothing when gdb has gone. Blocks when nothing has come yet.
@@ -157,11 +144,40 @@ impl Peer {
         }
     }
 
+    /// Answers a packet with an error number, or a `-` where it did not arrive whole, instead of
+    /// anything that has been written and not been sent.
+    pub(super) fn refuse(&mut self, is_whole: bool, number: u8) -> io::Result<()> {
+        self.out.clear();
+        if !is_whole {
+            self.out.push(b'-');
+            return self.flush();
+        }
+        self.out.push(b'+');
+        self.send(&format!("E{number:02x}"))
+    }
+
     /// Sends a packet of our own: text on gdb's console, or an answer that gdbstub leaves out.
     pub(super) fn send(&mut self, body: &str) -> io::Result<()> {
         let sum = body.bytes().fold(0_u8, u8::wrapping_add);
         self.write_all(format!("${body}#{sum:02x}").as_bytes())?;
         self.flush()
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.out.len() + bytes.len() > ANSWER {
+            return Err(io::Error::other("it asks for too much at a time"));
+        }
+        self.out.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let out = std::mem::take(&mut self.out);
+        match &mut self.stream {
+            _ if self.mute => Ok(()),
+            Stream::Tcp(stream) => stream.write_all(&out),
+            Stream::Unix(stream) => stream.write_all(&out),
+        }
     }
 }
 
@@ -174,25 +190,19 @@ impl AsFd for Peer {
     }
 }
 
-impl Connection for Peer {
+impl Connection for &mut Peer {
     type Error = io::Error;
 
     fn write(&mut self, byte: u8) -> io::Result<()> {
-        self.out.push(byte);
-        Ok(())
+        Peer::write_all(self, &[byte])
     }
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.out.extend_from_slice(bytes);
-        Ok(())
+        Peer::write_all(self, bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let out = std::mem::take(&mut self.out);
-        match &mut self.stream {
-            Stream::Tcp(stream) => stream.write_all(&out),
-            Stream::Unix(stream) => stream.write_all(&out),
-        }
+        Peer::flush(self)
     }
 }
 
@@ -215,20 +225,5 @@ mod tests {
     fn port_0_becomes_a_port() {
         let (_listener, at) = Listener::bind(&Address::Tcp("127.0.0.1:0".into())).unwrap();
         assert!(!at.to_string().ends_with(":0"));
-    }
-
-    #[test]
-    fn sockets_are_taken_over_only_from_the_dead() {
-        let dir = std::env::temp_dir().join(format!("ringfence-listen-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let address = Address::Unix(dir.join("gdb"));
-        drop(UnixListener::bind(dir.join("gdb")).unwrap()); // leaves its path behind
-        let (listener, _) = Listener::bind(&address).unwrap();
-        assert!(Listener::bind(&address).is_err());
-        drop(listener);
-        assert!(!dir.join("gdb").exists());
-        std::fs::write(dir.join("gdb"), "no socket").unwrap();
-        assert!(Listener::bind(&address).is_err());
-        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -18,10 +18,13 @@ use gdbstub::target::ext::breakpoints::{
     SwBreakpoint, SwBreakpointOps, WatchKind,
 };
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
+use gdbstub::target::ext::target_description_xml_override::{
+    TargetDescriptionXmlOverride, TargetDescriptionXmlOverrideOps,
+};
 use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
 use gdbstub::target::{Target, TargetError, TargetResult};
 
-use super::registers::{self, Register, description, rows};
+use super::registers::{self, Register, Row, Shape, description, rows};
 use super::{describe, monitor};
 use crate::machine::debug::{Action, Debugger, Event, Point, Registers, Space, Watch};
 
@@ -47,14 +50,15 @@ impl Arch for X86 {
     type BreakpointKind = usize;
     type RegId = Number;
 
+    /// What a guest has instead depends on it.
     fn target_description_xml() -> Option<&'static str> {
-        Some(description())
+        None
     }
 }
 
 impl RegId for Number {
     fn from_raw_id(id: usize) -> Option<(Self, Option<NonZeroUsize>)> {
-        Some((Self(id), NonZeroUsize::new(rows().get(id)?.bytes())))
+        Some((Self(id), NonZeroUsize::new(rows(Shape::Either).get(id)?.bytes())))
     }
 }
 
@@ -62,7 +66,7 @@ impl File for Bytes {
     type ProgramCounter = u64;
 
     fn pc(&self) -> u64 {
-        let before = rows().iter().take_while(|row| row.register != Register::Rip);
+        let before = rows(Shape::Amd64).iter().take_while(|row| row.register != Register::Rip);
         let at = before.map(|row| row.bytes()).sum();
         self.0.get(at..at + 8).and_then(|it| it.try_into().ok()).map_or(0, u64::from_le_bytes)
     }
@@ -73,14 +77,16 @@ impl File for Bytes {
 
     fn gdb_deserialize(&mut self, bytes: &[u8]) -> Result<(), ()> {
         self.0 = bytes.to_vec();
-        let all: usize = rows().iter().map(|row| row.bytes()).sum();
-        if bytes.len() == all { Ok(()) } else { Err(()) }
+        let fits = |shape| bytes.len() == rows(shape).iter().map(|row| row.bytes()).sum::<usize>();
+        if fits(Shape::Amd64) || fits(Shape::Either) { Ok(()) } else { Err(()) }
     }
 }
 
 /// The machine, as gdb's target.
 pub(super) struct Guest {
     pub(super) debugger: Debugger,
+    shape: Shape,
+    description: String,
     /// What addresses mean (`monitor physical`).
     pub(super) space: Space,
     /// Whose page tables a breakpoint's address goes through, and who `monitor` asks: the
@@ -92,12 +98,41 @@ pub(super) struct Guest {
     locked: bool,
     /// An answer to a resume that did not run.
     pub(super) at_once: Option<Event>,
+    /// What gdb's console is to show as soon as the guest runs: before that gdb takes no text.
+    pub(super) notes: Vec<String>,
+    /// What this gdb has been told; it sets its breakpoints anew whenever the guest runs.
+    told: Vec<&'static str>,
 }
 
 impl Guest {
     pub(super) fn new(debugger: Debugger) -> Self {
         let (space, actions) = (Space::Linear, Vec::new());
-        Self { debugger, space, cpu: 0, actions, locked: false, at_once: None }
+        let (notes, told) = (Vec::new(), Vec::new());
+        let shape = if debugger.is_32_bit() { Shape::Either } else { Shape::Amd64 };
+        let description = description(shape);
+        Self {
+            debugger,
+            shape,
+            description,
+            space,
+            cpu: 0,
+            actions,
+            locked: false,
+            at_once: None,
+            notes,
+            told,
+        }
+    }
+
+    fn rows(&self) -> &'static [Row] {
+        rows(self.shape)
+    }
+
+    /// Another gdb has come; the guest stands still on vCPU `cpu`.
+    pub(super) fn start_over(&mut self, cpu: u32) {
+        (self.cpu, self.space, self.at_once) = (cpu, Space::Linear, None);
+        self.notes.clear();
+        self.told.clear();
     }
 
     fn look_at(&mut self, tid: Tid) -> u32 {
@@ -127,13 +162,23 @@ impl Guest {
         }
     }
 
-    /// A refusal reaches gdb as an error number, so the words go to standard error.
+    /// A refusal reaches gdb as an error number, so the words go to standard error too.
     fn add(&mut self, address: u64, len: u64, point: Point) -> TargetResult<bool, Self> {
-        let added = self.debugger.add(self.cpu, address, len, point);
-        if let Err(refusal) = &added {
-            log::warn!("gdb: cannot set a {} at {address:#x}: {refusal}", name(point));
+        match self.debugger.add(self.cpu, address, len, point) {
+            Ok(note) => {
+                if let Some(note) = note.filter(|note| !self.told.contains(note)) {
+                    self.told.push(note);
+                    self.notes.push(note.to_owned());
+                }
+                Ok(true)
+            }
+            Err(refusal) => {
+                let text = format!("cannot set a {} at {address:#x}: {refusal}", name(point));
+                log::warn!("gdb: {text}");
+                self.notes.push(text);
+                Ok(false)
+            }
         }
-        Ok(added.is_ok())
     }
 
     /// A breakpoint that a reset took away counts as removed.
@@ -162,8 +207,33 @@ impl Target for Guest {
         Some(self)
     }
 
+    fn support_target_description_xml_override(
+        &mut self,
+    ) -> Option<TargetDescriptionXmlOverrideOps<'_, Self>> {
+        Some(self)
+    }
+
     fn support_monitor_cmd(&mut self) -> Option<MonitorCmdOps<'_, Self>> {
         Some(self)
+    }
+}
+
+impl TargetDescriptionXmlOverride for Guest {
+    fn target_description_xml(
+        &self,
+        annex: &[u8],
+        offset: u64,
+        length: usize,
+        buffer: &mut [u8],
+    ) -> TargetResult<usize, Self> {
+        if annex != b"target.xml" {
+            return Err(TargetError::NonFatal);
+        }
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let rest = self.description.as_bytes().get(from..).unwrap_or_default();
+        let len = rest.len().min(length).min(buffer.len());
+        buffer[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
     }
 }
 
@@ -174,18 +244,21 @@ impl MultiThreadBase for Guest {
         let one = |row: &registers::Row| {
             registers::get(&file, row.register).into_iter().take(row.bytes())
         };
-        bytes.0 = rows().iter().flat_map(one).collect();
+        bytes.0 = self.rows().iter().flat_map(one).collect();
         Ok(())
     }
 
     fn write_registers(&mut self, bytes: &Bytes, tid: Tid) -> TargetResult<(), Self> {
-        let cpu = self.look_at(tid);
+        let (cpu, rows) = (self.look_at(tid), self.rows());
         self.change(cpu, |file| {
+            // Of a register and its half the one counts that has changed.
+            let before = file.clone();
             let mut rest = bytes.0.as_slice();
-            rows().iter().all(|row| {
+            rows.iter().all(|row| {
                 let Some((value, after)) = rest.split_at_checked(row.bytes()) else { return false };
                 rest = after;
-                registers::set(file, row.register, value)
+                let same = registers::get(&before, row.register)[..row.bytes()] == *value;
+                same || registers::set(file, row.register, value)
             })
         })
     }
@@ -235,7 +308,7 @@ impl SingleRegisterAccess<Tid> for Guest {
         buffer: &mut [u8],
     ) -> TargetResult<usize, Self> {
         let cpu = self.look_at(tid);
-        let row = rows().get(n).ok_or(TargetError::NonFatal)?;
+        let row = self.rows().get(n).ok_or(TargetError::NonFatal)?;
         let value = registers::get(&self.file(cpu)?, row.register);
         let room = buffer.get_mut(..row.bytes()).ok_or(TargetError::NonFatal)?;
         room.copy_from_slice(&value[..row.bytes()]);
@@ -249,7 +322,7 @@ impl SingleRegisterAccess<Tid> for Guest {
         value: &[u8],
     ) -> TargetResult<(), Self> {
         let cpu = self.look_at(tid);
-        let row = rows().get(n).ok_or(TargetError::NonFatal)?;
+        let row = self.rows().get(n).ok_or(TargetError::NonFatal)?;
         self.change(cpu, |file| registers::set(file, row.register, value))
     }
 }

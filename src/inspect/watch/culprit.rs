@@ -1,13 +1,14 @@
-//! Which instruction made an access that KVM told of when it had finished the instruction:
-//! the one that ends where RIP stands, and writes so many bytes to that place.
+//! Which instruction made an access, when the vCPU stands behind it: where KVM told of it when
+//! it had finished the instruction, the one that ends where RIP stands, and writes so many bytes
+//! to that place.
 //!
-//! Called by `machine` for a broken rule of strict mode, when the vCPU stands still.
+//! Called by `machine` for a broken rule of strict mode and a panic.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
-use super::Functions;
+use crate::inspect::{Functions, operands};
 use crate::mem::{Bytes, GuestAddress, GuestMemory, PAGE_SIZE};
-use crate::vcpu::{UnclaimedKind, Violation};
+use crate::vcpu::{Record, UnclaimedKind};
 use crate::x86::CpuState;
 use crate::x86::translate::translate;
 
@@ -16,22 +17,33 @@ const LONGEST: u64 = 15;
 /// Further than this from its function's start no instruction is looked for.
 const FAR: u64 = 64 << 10;
 
-/// RIP of the instruction, if only one can have been it.
+/// RIP of the instruction, if only one can have been it; `cpu` is the vCPU's state now.
 pub fn culprit(
-    violation: &Violation,
+    kind: UnclaimedKind,
+    record: &Record,
     memory: &GuestMemory,
     cpu: &CpuState,
-    functions: &Functions,
+    functions: impl FnOnce() -> Functions,
 ) -> Option<u64> {
+    let next = record.rip;
+    if next != cpu.regs.rip {
+        return Some(next); // it was finished after KVM had told of it
+    }
     let code = Code { memory, cpu };
-    let next = violation.record.rip;
-    let made = |at: &u64| code.decode(*at).is_some_and(|it| code.makes(&it, violation));
-    let ends_here = |at: &u64| code.decode(*at).is_some_and(|it| it.next_ip() == next);
+    let made = |at: u64| code.decode(at).filter(|it| code.makes(it, kind, record));
+    let ends_here = |at: &u64| made(*at).is_some_and(|it| it.next_ip() == next);
     let places = (1..=LONGEST).filter_map(|len| next.checked_sub(len));
-    let found: Vec<u64> = places.filter(|at| ends_here(at) && made(at)).collect();
+    let found: Vec<u64> = places.filter(ends_here).collect();
+    // RIP stays at a repeated string instruction until its last element.
+    let repeats = made(next).is_some_and(|it| it.has_rep_prefix() && cpu.regs.rcx != 0);
+    if found.is_empty() && kind == UnclaimedKind::MmioWrite {
+        let caller = code.caller(record, functions);
+        return caller.or(repeats.then_some(next));
+    }
     match found[..] {
-        [only] => Some(only),
-        _ => code.before(next, functions).filter(|at| found.contains(at)),
+        [] => repeats.then_some(next),
+        [only] if !repeats => Some(only),
+        _ => code.before(next, &functions()).filter(|at| !repeats && found.contains(at)),
     }
 }
 
@@ -73,11 +85,38 @@ impl Code<'_> {
         }
     }
 
+    /// The call that came here, if the write is that of its return address.
+    fn caller(&self, record: &Record, functions: impl FnOnce() -> Functions) -> Option<u64> {
+        let (back, here) = (record.value, record.rip);
+        let comes_here = |at: &u64| {
+            self.decode(*at).is_some_and(|it| {
+                let target = match it.flow_control() {
+                    FlowControl::Call => Some(it.near_branch_target()),
+                    FlowControl::IndirectCall => value(it.op0_register(), self.cpu),
+                    _ => None,
+                };
+                it.next_ip() == back && target == Some(here) && self.pushes(&it, record)
+            })
+        };
+        let places = (1..=LONGEST).filter_map(|len| back.checked_sub(len));
+        match places.filter(comes_here).collect::<Vec<_>>()[..] {
+            [] => None,
+            [only] => Some(only),
+            ref found => self.before(back, &functions()).filter(|at| found.contains(at)),
+        }
+    }
+
+    /// Has it pushed what was written, to where the stack ends now?
+    fn pushes(&self, it: &Instruction, record: &Record) -> bool {
+        let pushed = it.stack_pointer_increment() == -i32::from(record.size);
+        let rsp = self.cpu.linear_rsp();
+        pushed && translate(self.memory, self.cpu, rsp) == Some(record.address)
+    }
+
     /// Can it have made this access? Its registers are as they were after it.
-    fn makes(&self, it: &Instruction, violation: &Violation) -> bool {
-        let record = &violation.record;
+    fn makes(&self, it: &Instruction, kind: UnclaimedKind, record: &Record) -> bool {
         let size = usize::from(record.size);
-        match violation.kind {
+        match kind {
             UnclaimedKind::PioWrite => {
                 let port = match it.op0_kind() {
                     OpKind::Immediate8 => it.immediate8().into(),
@@ -92,8 +131,10 @@ impl Code<'_> {
                 };
                 is_out && u64::from(port) == record.address
             }
-            UnclaimedKind::MmioWrite => (0..it.op_count())
-                .any(|operand| self.writes(it, operand, record.address, record.size.into())),
+            UnclaimedKind::MmioWrite => {
+                let writes = |operand| self.writes(it, operand, record.address, record.size.into());
+                (0..it.op_count()).any(writes) || self.pushes(it, record)
+            }
             _ => false,
         }
     }
@@ -118,34 +159,10 @@ impl Code<'_> {
 
 /// A register's value; that of a segment register is its base.
 fn value(register: Register, cpu: &CpuState) -> Option<u64> {
-    let regs = &cpu.regs;
-    let full = match register.full_register() {
-        Register::RAX => regs.rax,
-        Register::RBX => regs.rbx,
-        Register::RCX => regs.rcx,
-        Register::RDX => regs.rdx,
-        Register::RSI => regs.rsi,
-        Register::RDI => regs.rdi,
-        Register::RSP => regs.rsp,
-        Register::RBP => regs.rbp,
-        Register::R8 => regs.r8,
-        Register::R9 => regs.r9,
-        Register::R10 => regs.r10,
-        Register::R11 => regs.r11,
-        Register::R12 => regs.r12,
-        Register::R13 => regs.r13,
-        Register::R14 => regs.r14,
-        Register::R15 => regs.r15,
-        Register::CS => return Some(cpu.cs.base),
-        Register::DS => return Some(cpu.ds.base),
-        Register::ES => return Some(cpu.es.base),
-        Register::FS => return Some(cpu.fs.base),
-        Register::GS => return Some(cpu.gs.base),
-        Register::SS => return Some(cpu.ss.base),
-        _ => return None,
-    };
-    let bits = 8 * register.size().min(8);
-    Some(full & (u64::MAX >> (64 - bits)))
+    match operands::segment(register, cpu) {
+        Some(segment) => Some(segment.base),
+        None => operands::value(register, cpu),
+    }
 }
 
 #[cfg(test)]
@@ -154,46 +171,52 @@ mod tests {
     use crate::inspect::watch::testing::cpu;
     use crate::kvm::Exit;
     use crate::mem;
-    use crate::vcpu::{Record, Strict};
     use crate::x86::CpuInit;
 
     const AT: u64 = 0x1_0000;
 
+    type Named = &'static [(u64, u64, &'static str)];
+
     /// The offset of the culprit among `code`, after which RIP stands.
-    fn find(code: &[u8], rdi: u64, functions: &Functions, exit: &Exit<'_>) -> Option<u64> {
+    fn find(code: &[u8], rdi: u64, functions: Named, exit: &Exit<'_>) -> Option<u64> {
+        find_at(code, code.len() as u64, rdi, functions, exit)
+    }
+
+    /// The same with RIP at `rip` of the code.
+    fn find_at(code: &[u8], rip: u64, rdi: u64, functions: Named, exit: &Exit<'_>) -> Option<u64> {
         let memory = mem::create(2 << 20).unwrap();
         memory.write_slice(code, GuestAddress(AT)).unwrap();
-        let next = AT + code.len() as u64;
+        let next = AT + rip;
         let mut cpu = cpu(CpuInit::protected(0, 8, 16), next, 0);
         cpu.regs.rdi = rdi;
+        cpu.regs.rcx = 3;
         cpu.regs.rdx = 0x1230;
         let kind = match exit {
             Exit::PioOut { .. } => UnclaimedKind::PioWrite,
             _ => UnclaimedKind::MmioWrite,
         };
-        let strict = Strict { io: true, mmio: true, ..Strict::default() };
-        let violation = strict.check(kind, &Record::new(next, 0, exit)).unwrap();
-        culprit(&violation, &memory, &cpu, functions).map(|at| at - AT)
+        let record = Record::new(next, 0, exit);
+        culprit(kind, &record, &memory, &cpu, || Functions::named(functions)).map(|at| at - AT)
     }
 
     #[test]
     fn the_instruction_that_ends_here_and_writes_there() {
-        let none = Functions::default();
+        let none: Named = &[];
         let two = Exit::MmioWrite { address: 0xD000_0004, data: &[0, 0] };
         let four = Exit::MmioWrite { address: 0xD000_0004, data: &[0; 4] };
         let (word, dword): (&[u8], &[u8]) =
             (&[0x90, 0x66, 0x89, 0x47, 0x04], &[0x90, 0x89, 0x47, 0x04]);
         // mov [edi+4], ax and mov [edi+4], eax: a prefix apart.
-        assert_eq!(find(word, 0xD000_0000, &none, &two), Some(1));
-        assert_eq!(find(dword, 0xD000_0000, &none, &four), Some(1));
-        assert_eq!(find(dword, 0xD000_1000, &none, &four), None);
+        assert_eq!(find(word, 0xD000_0000, none, &two), Some(1));
+        assert_eq!(find(dword, 0xD000_0000, none, &four), Some(1));
+        assert_eq!(find(dword, 0xD000_1000, none, &four), None);
         // stosd has moved EDI on.
-        assert_eq!(find(&[0x90, 0xAB], 0xD000_0008, &none, &four), Some(1));
+        assert_eq!(find(&[0x90, 0xAB], 0xD000_0008, none, &four), Some(1));
         // out dx, eax; out 0x80, al
         let port = Exit::PioOut { port: 0x1230, size: 4, data: &[0; 4] };
-        assert_eq!(find(&[0x90, 0xEF], 0, &none, &port), Some(1));
+        assert_eq!(find(&[0x90, 0xEF], 0, none, &port), Some(1));
         let port = Exit::PioOut { port: 0x80, size: 1, data: &[0] };
-        assert_eq!(find(&[0x90, 0xE6, 0x80], 0, &none, &port), Some(1));
+        assert_eq!(find(&[0x90, 0xE6, 0x80], 0, none, &port), Some(1));
     }
 
     #[test]
@@ -201,8 +224,49 @@ mod tests {
         // mov al, 0x36; mov [edi], eax. The immediate could be an SS prefix of the second.
         let code = [0xB0, 0x36, 0x89, 0x07];
         let exit = Exit::MmioWrite { address: 0xD000_0000, data: &[0; 4] };
-        assert_eq!(find(&code, 0xD000_0000, &Functions::default(), &exit), None);
-        let functions = Functions::named(&[(AT, AT + 16, "f")]);
-        assert_eq!(find(&code, 0xD000_0000, &functions, &exit), Some(2));
+        assert_eq!(find(&code, 0xD000_0000, &[], &exit), None);
+        let functions: Named = &[(AT, AT + 16, "f")];
+        assert_eq!(find(&code, 0xD000_0000, functions, &exit), Some(2));
+    }
+
+    /// Memory with `code` at AT, and a vCPU that stands at `rip` of it with its stack at AT + 0x100.
+    fn stand(code: &[u8], rip: u64) -> (GuestMemory, CpuState) {
+        let memory = mem::create(2 << 20).unwrap();
+        memory.write_slice(code, GuestAddress(AT)).unwrap();
+        let mut cpu = cpu(CpuInit::protected(0, 8, 16), AT + rip, 0);
+        cpu.regs.rsp = AT + 0x100;
+        (memory, cpu)
+    }
+
+    fn pushed(code: &[u8], rip: u64, value: u32) -> Option<u64> {
+        let (memory, cpu) = stand(code, rip);
+        let data = value.to_le_bytes();
+        let exit = Exit::MmioWrite { address: AT + 0x100, data: &data };
+        let record = Record::new(AT + rip, 0, &exit);
+        let kind = UnclaimedKind::MmioWrite;
+        culprit(kind, &record, &memory, &cpu, || Functions::named(&[])).map(|at| at - AT)
+    }
+
+    #[test]
+    fn a_push_and_a_call_write_to_the_stack() {
+        // nop; push eax
+        assert_eq!(pushed(&[0x90, 0x50], 2, 7), Some(1));
+        // ret; call the ret; nop: RIP stands at the ret.
+        let code = [0xC3, 0xE8, 0xFA, 0xFF, 0xFF, 0xFF, 0x90];
+        assert_eq!(pushed(&code, 0, AT as u32 + 6), Some(1));
+        assert_eq!(pushed(&code, 0, AT as u32 + 7), None);
+        // The same call, of something else.
+        assert_eq!(pushed(&[0xC3, 0xE8, 0, 0, 0, 0, 0x90], 0, AT as u32 + 6), None);
+        // call the next instruction
+        assert_eq!(pushed(&[0xE8, 0, 0, 0, 0, 0x90], 5, AT as u32 + 5), Some(0));
+    }
+
+    #[test]
+    fn rip_stays_at_a_repeated_instruction() {
+        // nop; rep stosb, with elements left; the next would go one byte further.
+        let exit = Exit::MmioWrite { address: 0xD000_0000, data: &[0] };
+        assert_eq!(find_at(&[0x90, 0xF3, 0xAA], 1, 0xD000_0001, &[], &exit), Some(1));
+        // stosb; rep stosb: it may have been either.
+        assert_eq!(find_at(&[0xAA, 0xF3, 0xAA], 1, 0xD000_0001, &[], &exit), None);
     }
 }

@@ -1,15 +1,16 @@
 //! What is watched during a run, and the observer of each vCPU that watches it.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::Kernel;
 use super::profile::{self, Samples};
 use super::stats::{Counters, Statistics};
 use super::trace::{Sink, TraceStyle, Tracer};
-use super::{Functions, Kernel};
-use crate::kvm::Vcpu;
+use crate::inspect::Functions;
+use crate::kvm::{RunState, Vcpu};
 use crate::mem::GuestMemory;
 use crate::vcpu::{Observer, Record};
 use crate::verdict::StopLine;
@@ -25,15 +26,28 @@ pub struct Wanted {
     pub profile: bool,
 }
 
-/// What is watched, and what was seen by all vCPUs that run no more.
+/// What is watched, and what was seen by all vCPUs when they last handed it in.
 #[derive(Default)]
 pub struct Instruments {
-    functions: Arc<Functions>,
+    functions: OnceLock<Arc<Functions>>,
     began: Option<Instant>,
     trace: Option<Arc<Sink>>,
-    stats: Option<Arc<Mutex<Counters>>>,
+    counting: Arc<OnceLock<Counting>>,
     /// Samples by the number of the vCPU.
     profile: Option<Arc<Mutex<BTreeMap<u32, Samples>>>>,
+}
+
+/// Statistics, from the start or from the time that they were asked for.
+struct Counting {
+    since: Instant,
+    from_start: bool,
+    all: Mutex<Counters>,
+}
+
+impl Counting {
+    fn new(from_start: bool) -> Self {
+        Self { since: Instant::now(), from_start, all: Mutex::new(Counters::new()) }
+    }
 }
 
 impl Instruments {
@@ -47,32 +61,52 @@ impl Instruments {
             return Self::default();
         }
         let sink = |(name, out, style)| Arc::new(Sink::new(name, out, style, stop));
+        let counting = OnceLock::new();
+        if wanted.stats {
+            counting.get_or_init(|| Counting::new(true));
+        }
         Self {
-            functions: Arc::new(functions()),
+            functions: Arc::new(functions()).into(),
             began: Some(Instant::now()),
             trace: wanted.trace.map(sink),
-            stats: wanted.stats.then(|| Arc::new(Mutex::new(Counters::new()))),
+            counting: Arc::new(counting),
             profile: wanted.profile.then(Arc::default),
         }
     }
 
+    /// Gives the functions' names, where nothing needed them so far.
+    pub fn name_functions(&self, functions: impl FnOnce() -> Functions) {
+        self.functions.get_or_init(|| Arc::new(functions()));
+    }
+
+    /// The function that `address` is in, and how far into it.
+    pub fn function_at(&self, address: u64) -> Option<String> {
+        self.functions().name_of(address).map(|_| self.functions().describe(address))
+    }
+
+    fn functions(&self) -> &Arc<Functions> {
+        self.functions.get_or_init(Arc::default)
+    }
+
     /// The observer for vCPU `id`; `None` where nothing is watched.
     pub fn observer(&self, id: u32, memory: &GuestMemory) -> Option<Box<dyn Observer>> {
-        let began = self.began?;
-        let tracer = |sink: &Arc<Sink>| Tracer::new(sink.clone(), self.functions.clone(), id);
+        let counting = self.counting.get();
+        let began = self.began.or(counting.map(|it| it.since))?;
+        let tracer = |sink: &Arc<Sink>| Tracer::new(sink.clone(), self.functions().clone(), id);
         let sampler = |all: &Arc<Mutex<BTreeMap<u32, Samples>>>| Sampler {
             id,
             samples: Samples::default(),
             memory: memory.clone(),
-            functions: self.functions.clone(),
+            functions: self.functions().clone(),
             all: all.clone(),
         };
         Some(Box::new(Watch {
             began,
-            clock: self.stats.is_some() || self.trace.as_ref().is_some_and(|it| it.wants_time()),
+            clock: counting.is_some() || self.trace.as_ref().is_some_and(|it| it.wants_time()),
             exit: began,
             trace: self.trace.as_ref().map(tracer),
-            stats: self.stats.as_ref().map(|all| (Counters::new(), all.clone())),
+            counters: counting.map(|_| Counters::new()),
+            counting: self.counting.clone(),
             profile: self.profile.as_ref().map(sampler),
         }))
     }
@@ -82,22 +116,44 @@ impl Instruments {
         self.profile.as_ref().map(|_| profile::PERIOD)
     }
 
-    /// The statistics; `kernel` asks for KVM's own. `device` names what claims a port.
+    /// Counts from now on, if nothing was counted yet. Each vCPU's observer takes it up when
+    /// it next hands in what it has seen; one without an observer is to be given one.
+    pub fn count(&self) {
+        self.counting.get_or_init(|| Counting::new(false));
+    }
+
+    /// For how long it has been counted, where it is.
+    pub fn counting(&self) -> Option<Duration> {
+        self.counting.get().map(|it| it.since.elapsed())
+    }
+
+    /// Was it counted from the start?
+    pub fn counts_from_start(&self) -> bool {
+        self.counting.get().is_some_and(|it| it.from_start)
+    }
+
+    /// The statistics, if any were counted; `kernel` asks for KVM's own. `device` names what
+    /// claims a port.
     pub fn statistics(
         &self,
         kernel: impl FnOnce() -> Kernel,
         device: impl Fn(u64) -> Option<&'static str>,
     ) -> Option<Statistics> {
-        let counters = lock(self.stats.as_deref()?);
-        let statistics = counters.report(&self.functions, device);
+        let counters = lock(&self.counting.get()?.all);
+        let statistics = counters.report(self.functions(), device);
         Some(Statistics { kernel: kernel(), ..statistics })
+    }
+
+    /// The trace's name, and why not all of it was written; once.
+    pub fn trace_failure(&self) -> Option<(String, io::Error)> {
+        self.trace.as_ref()?.failure()
     }
 
     /// The profile as folded lines.
     pub fn folded(&self) -> Option<String> {
         let mut folded = String::new();
         for (id, samples) in lock(self.profile.as_deref()?).iter() {
-            samples.fold(&self.functions, *id, &mut folded);
+            samples.fold(self.functions(), *id, &mut folded);
         }
         Some(folded)
     }
@@ -115,8 +171,9 @@ struct Watch {
     /// When the present exit came.
     exit: Instant,
     trace: Option<Tracer>,
-    /// This vCPU's, and where they go in the end.
-    stats: Option<(Counters, Arc<Mutex<Counters>>)>,
+    /// This vCPU's, since they were last handed in.
+    counters: Option<Counters>,
+    counting: Arc<OnceLock<Counting>>,
     profile: Option<Sampler>,
 }
 
@@ -130,7 +187,7 @@ impl Observer for Watch {
     }
 
     fn end(&mut self, record: &Record) {
-        if let Some((counters, _)) = &mut self.stats {
+        if let Some(counters) = &mut self.counters {
             counters.exit(record, nanoseconds(self.exit.elapsed()));
         }
         if let Some(trace) = &mut self.trace {
@@ -138,15 +195,18 @@ impl Observer for Watch {
         }
     }
 
-    fn tick(&mut self, vcpu: &Vcpu) {
+    fn tick(&mut self, vcpu: &mut Vcpu) {
         if let Some(profile) = &mut self.profile {
             profile.take(vcpu);
         }
     }
 
-    fn finish(&mut self) {
-        if let Some((counters, all)) = &mut self.stats {
-            lock(all).merge(std::mem::replace(counters, Counters::new()));
+    fn publish(&mut self) {
+        if let Some(counting) = self.counting.get() {
+            match self.counters.replace(Counters::new()) {
+                Some(counters) => lock(&counting.all).merge(counters),
+                None => self.clock = true,
+            }
         }
         if let Some(trace) = &mut self.trace {
             trace.flush();
@@ -172,9 +232,11 @@ struct Sampler {
 }
 
 impl Sampler {
-    fn take(&mut self, vcpu: &Vcpu) {
+    fn take(&mut self, vcpu: &mut Vcpu) {
         // A vCPU whose registers cannot be had is missed once; its thread will hear of it.
-        if let Ok(state) = vcpu.state() {
+        if vcpu.run_state().is_ok_and(|state| state != RunState::Runnable) {
+            self.samples.take_idle();
+        } else if let Ok(state) = vcpu.state() {
             self.samples.take(&self.functions, &self.memory, &state);
         }
     }

@@ -5,18 +5,17 @@
 
 mod culprit;
 mod filter;
-mod functions;
 mod instruments;
+mod naming;
 mod profile;
 mod stats;
 mod table;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod trace;
 
 pub use culprit::culprit;
 pub use filter::Filter;
-pub use functions::Functions;
 pub use instruments::{Instruments, Wanted};
 pub use profile::PERIOD as PROFILE_PERIOD;
 pub use stats::{FunctionLine, Kernel, KindLine, PlaceLine, Statistics};

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::Functions;
+use crate::inspect::Functions;
 use crate::mem::{Bytes, GuestAddress, GuestMemory};
 use crate::x86::translate::translate;
 use crate::x86::{CpuState, Mode};
@@ -27,12 +27,18 @@ type Stack = Vec<u64>;
 pub(super) struct Samples {
     stacks: HashMap<Stack, u64>,
     others: u64,
+    idle: u64,
 }
 
 impl Samples {
     pub(super) fn take(&mut self, functions: &Functions, memory: &GuestMemory, cpu: &CpuState) {
         let stack = stack(functions, memory, cpu);
         self.add(stack, 1);
+    }
+
+    /// It was halted, or had not been started.
+    pub(super) fn take_idle(&mut self) {
+        self.idle += 1;
     }
 
     fn add(&mut self, stack: Stack, count: u64) {
@@ -47,19 +53,21 @@ impl Samples {
     pub(super) fn merge(&mut self, other: Self) {
         other.stacks.into_iter().for_each(|(stack, count)| self.add(stack, count));
         self.others += other.others;
+        self.idle += other.idle;
     }
 
     /// Appends the folded lines.
     pub(super) fn fold(&self, functions: &Functions, vcpu: u32, folded: &mut String) {
-        let name = |address: &u64| functions.describe(*address);
+        // A semicolon parts the frames, and Rust's `[u8; 4]` has one too.
+        let name = |address: &u64| functions.describe(*address).replace(';', ":");
         let line = |(stack, count): (&Stack, &u64)| {
             let frames: Vec<_> = stack.iter().rev().map(name).collect();
             (frames.join(";"), *count)
         };
         let mut lines: Vec<_> = self.stacks.iter().map(line).collect();
-        if self.others > 0 {
-            lines.push(("[others]".to_owned(), self.others));
-        }
+        let named = [("[others]", self.others), ("[idle]", self.idle)];
+        let named = named.into_iter().filter(|(_, count)| *count > 0);
+        lines.extend(named.map(|(name, count)| (name.to_owned(), count)));
         lines.sort();
         for (frames, count) in lines {
             let _ = writeln!(folded, "vcpu{vcpu};{frames} {count}"); // a String takes all

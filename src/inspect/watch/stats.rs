@@ -3,12 +3,14 @@
 //! Nothing that a guest does makes this grow without bound: what finds no room is counted as
 //! "others".
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::Functions;
+use super::naming::inside;
+use crate::inspect::Functions;
 use crate::kvm::{ExitKind, Stat};
 use crate::vcpu::Record;
 
@@ -61,7 +63,7 @@ impl<K: Eq + Hash + Copy> Sums<K> {
 pub(super) struct Counters {
     kinds: [Sum; ExitKind::ALL.len()],
     places: Sums<(ExitKind, u64)>,
-    code: Sums<u64>,
+    code: Sums<(u64, u64)>,
 }
 
 impl Counters {
@@ -77,7 +79,7 @@ impl Counters {
             self.places.add((record.kind, record.address), sum);
         }
         if record.kind != ExitKind::Interrupted {
-            self.code.add(record.rip, sum);
+            self.code.add((inside(record), record.rip), sum);
         }
     }
 
@@ -101,15 +103,15 @@ impl Counters {
         });
         let kinds = ExitKind::ALL.into_iter().zip(self.kinds).filter(|(_, sum)| sum.count > 0);
         let kinds = kinds.map(|(kind, sum)| KindLine {
-            exit: kind.name(),
+            exit: kind.name().into(),
             count: sum.count,
             user_seconds: seconds(sum.time),
         });
         let places = self.places.by.iter().map(|(&(kind, address), sum)| PlaceLine {
-            exit: kind.name(),
+            exit: kind.name().into(),
             address,
             device: match kind {
-                ExitKind::PioIn | ExitKind::PioOut => device(address),
+                ExitKind::PioIn | ExitKind::PioOut => device(address).map(Cow::from),
                 _ => None,
             },
             count: sum.count,
@@ -129,8 +131,10 @@ impl Counters {
 
     fn functions(&self, functions: &Functions) -> Vec<FunctionLine> {
         let mut by_start: HashMap<u64, Sum> = HashMap::new();
-        for (&rip, &sum) in &self.code.by {
-            by_start.entry(functions.start_of(rip)).or_default().add(sum);
+        for (&(inside, rip), &sum) in &self.code.by {
+            let named = functions.name_of(inside);
+            let start = named.map_or(rip, |(_, offset)| inside - offset);
+            by_start.entry(start).or_default().add(sum);
         }
         let lines = by_start.into_iter().map(|(address, sum)| FunctionLine {
             function: functions.name_of(address).map(|(name, _)| name.to_owned()),
@@ -156,7 +160,7 @@ fn most_first<T>(mut lines: Vec<T>, key: impl Fn(&T) -> (u64, u64)) -> Vec<T> {
 }
 
 /// What a guest's exits went into. [`std::fmt::Display`] makes a table of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Statistics {
     /// All exits.
     pub exits: u64,
@@ -177,10 +181,10 @@ pub struct Statistics {
 }
 
 /// The exits of one kind.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct KindLine {
     /// Its name.
-    pub exit: &'static str,
+    pub exit: Cow<'static, str>,
     /// How many.
     pub count: u64,
     /// What user space took for them, in seconds.
@@ -188,14 +192,14 @@ pub struct KindLine {
 }
 
 /// The exits of one kind at one place.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PlaceLine {
     /// The kind's name.
-    pub exit: &'static str,
+    pub exit: Cow<'static, str>,
     /// Port, guest-physical address, MSR or hypercall.
     pub address: u64,
     /// What claims a port.
-    pub device: Option<&'static str>,
+    pub device: Option<Cow<'static, str>>,
     /// How many.
     pub count: u64,
     /// What user space took for them, in seconds.
@@ -203,7 +207,7 @@ pub struct PlaceLine {
 }
 
 /// The exits from one function.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FunctionLine {
     /// Its name; `None` where no symbol is known.
     pub function: Option<String>,
@@ -216,7 +220,7 @@ pub struct FunctionLine {
 }
 
 /// The kernel's counters that are not zero.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Kernel {
     /// Of the VM.
     pub vm: Vec<Stat>,
@@ -256,10 +260,13 @@ mod tests {
         let device = |port| (port == 0x3F8).then_some("com1");
         let stats = counters.report(&functions, device);
         assert_eq!((stats.exits, stats.user_seconds), (6, 3.0));
-        let kinds: Vec<_> = stats.kinds.iter().map(|line| (line.exit, line.count)).collect();
+        let kinds: Vec<_> = stats.kinds.iter().map(|line| (&*line.exit, line.count)).collect();
         assert_eq!(kinds, [("pio_out", 4), ("hlt", 1), ("interrupted", 1)]);
-        let places: Vec<_> =
-            stats.places.iter().map(|line| (line.address, line.device, line.count)).collect();
+        let places: Vec<_> = stats
+            .places
+            .iter()
+            .map(|line| (line.address, line.device.as_deref(), line.count))
+            .collect();
         assert_eq!(places, [(0x3F8, Some("com1"), 3), (0xF4, None, 1)]);
         let functions: Vec<_> =
             stats.functions.iter().map(|line| (line.function.as_deref(), line.count)).collect();

@@ -12,14 +12,14 @@ impl fmt::Display for Statistics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         head(f, "exits by kind")?;
         for line in &self.kinds {
-            self.line(f, line.exit, line.count, line.user_seconds)?;
+            self.line(f, &line.exit, line.count, line.user_seconds)?;
         }
         self.line(f, "all", self.exits, self.user_seconds)?;
         if !self.places.is_empty() {
             head(f, "exits by port, address, MSR")?;
         }
         for line in self.places.iter().take(MOST) {
-            let device = line.device.unwrap_or_default();
+            let device = line.device.as_deref().unwrap_or_default();
             let what = format!("{:<10} {:#x} {device}", line.exit, line.address);
             self.line(f, &what, line.count, line.user_seconds)?;
         }
@@ -120,9 +120,9 @@ mod tests {
     #[test]
     fn a_person_reads_it() {
         let place = |address| PlaceLine {
-            exit: "pio_out",
+            exit: "pio_out".into(),
             address,
-            device: (address == 0x3F8).then_some("com1"),
+            device: (address == 0x3F8).then_some("com1".into()),
             count: 2,
             user_seconds: 0.002,
         };
@@ -141,7 +141,7 @@ mod tests {
         let stats = Statistics {
             exits: 50,
             user_seconds: 0.05,
-            kinds: vec![KindLine { exit: "pio_out", count: 50, user_seconds: 0.05 }],
+            kinds: vec![KindLine { exit: "pio_out".into(), count: 50, user_seconds: 0.05 }],
             places: (0x3E4..=0x3F8).rev().map(place).collect(),
             other_places: 8,
             functions: vec![function],

@@ -1,9 +1,9 @@
 //! What tests here need: a vCPU that stands still.
 
-use crate::x86::{CpuInit, CpuState, Regs, Rflags};
+use crate::x86::{CpuInit, CpuState, PagingFeatures, Regs, Rflags};
 
 /// A vCPU in its start state but for where it is.
-pub(super) fn cpu(init: CpuInit, rip: u64, rbp: u64) -> CpuState {
+pub(crate) fn cpu(init: CpuInit, rip: u64, rbp: u64) -> CpuState {
     CpuState {
         regs: Regs { rip, rbp, ..init.regs },
         rflags: Rflags::ONE,
@@ -24,5 +24,6 @@ pub(super) fn cpu(init: CpuInit, rip: u64, rbp: u64) -> CpuState {
         cr8: 0,
         efer: init.efer,
         apic_base: 0,
+        paging_features: PagingFeatures::ALL,
     }
 }

@@ -4,12 +4,14 @@
 //! lines never mix; between vCPUs their order is only that of the buffers.
 
 use std::fmt::Write as _;
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use super::{Filter, Functions};
+use super::Filter;
+use super::naming::function_of;
+use crate::inspect::Functions;
 use crate::kvm::ExitKind;
 use crate::vcpu::Record;
 use crate::verdict::{Refusal, StopLine, Verdict};
@@ -44,6 +46,8 @@ pub(super) struct Sink {
     name: String,
     stop: Arc<dyn StopLine>,
     style: TraceStyle,
+    /// Why it has a gap.
+    failed: Mutex<Option<io::Error>>,
 }
 
 impl Sink {
@@ -53,7 +57,7 @@ impl Sink {
         style: TraceStyle,
         stop: Arc<dyn StopLine>,
     ) -> Self {
-        Self { out: Mutex::new(out), name, stop, style }
+        Self { out: Mutex::new(out), name, stop, style, failed: Mutex::new(None) }
     }
 
     pub(super) fn wants_time(&self) -> bool {
@@ -66,7 +70,14 @@ impl Sink {
         if let Err(e) = out.write_all(lines.as_bytes()).and_then(|()| out.flush()) {
             let message = format!("cannot write the trace to {}: {e}", self.name);
             self.stop.stop(Verdict::Refused { refusal: Refusal::Host, message });
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
         }
+    }
+
+    /// The name, and why not all of it was written; once.
+    pub(super) fn failure(&self) -> Option<(String, io::Error)> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        failed.map(|e| (self.name.clone(), e))
     }
 }
 
@@ -78,16 +89,8 @@ struct Line<'a> {
     number: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     time_ns: Option<u64>,
-    exit: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    address: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    size: Option<u8>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    count: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<u64>,
-    rip: u64,
+    #[serde(flatten)]
+    record: &'a Record,
     #[serde(skip_serializing_if = "Option::is_none")]
     function: Option<&'a str>,
 }
@@ -129,25 +132,19 @@ impl Tracer {
             let _ = write!(lines, "{seconds:5}.{rest:09} "); // a String takes all
         }
         let _ = write!(lines, "cpu{} {number:7} {record}", self.vcpu);
-        if let Some((name, offset)) = self.functions.name_of(record.rip) {
+        if let Some((name, offset)) = function_of(&self.functions, record) {
             let _ = write!(lines, " {name}+{offset:#x}");
         }
         lines.push('\n');
     }
 
     fn json(&mut self, number: u64, record: &Record) {
-        let moves = record.size > 0;
         let line = Line {
             vcpu: self.vcpu,
             number,
             time_ns: self.sink.style.time.then_some(record.time),
-            exit: record.kind.name(),
-            address: record.kind.has_address().then_some(record.address),
-            size: moves.then_some(record.size),
-            count: moves.then_some(record.count),
-            value: moves.then_some(record.value),
-            rip: record.rip,
-            function: self.functions.name_of(record.rip).map(|(name, _)| name),
+            record,
+            function: function_of(&self.functions, record).map(|(name, _)| name),
         };
         // Integers and names always make JSON.
         self.lines.push_str(&serde_json::to_string(&line).unwrap_or_default());

@@ -1,12 +1,13 @@
 //! What a vCPU that stands still can be asked beside its registers: for debuggers and
 //! autopsies, never on the exit path.
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use std::arch::x86_64::__cpuid;
+
 use serde::Serialize;
 
-use super::{Error, Vcpu, convert};
-use crate::kvm::{Exit, decode};
-use crate::x86::{Regs, Rflags};
+use super::{Error, Vcpu, general};
+use crate::kvm::Backend;
+use crate::x86::{PagingFeatures, Regs, Rflags};
 
 /// The interrupts that its local APIC holds (Intel SDM Vol. 3A 11.8.4).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -32,29 +33,39 @@ pub struct Events {
     pub nmi: bool,
 }
 
-impl Vcpu {
-    /// Why KVM_RUN came back the last time. An error of KVM_RUN's own is not kept.
-    pub fn last_exit(&mut self) -> Exit<'_> {
-        decode(self.page())
-    }
+/// The guest's own debug registers (Intel SDM Vol. 3B 18.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DebugRegisters {
+    /// DR0 to DR3: linear addresses.
+    pub addresses: [u64; 4],
+    /// DR6: what the last debug exceptions were raised for.
+    pub dr6: u64,
+    /// DR7: what is watched for.
+    pub dr7: u64,
+}
 
+impl Vcpu {
     /// The general registers and flags as of the exit before the last one.
     pub fn previous_registers(&self) -> (Regs, Rflags) {
-        (convert::from_regs(&self.previous), Rflags::from_bits_retain(self.previous.rflags))
+        self.previous
     }
 
     /// The general registers and flags as of the last exit, which cost no ioctl.
     pub fn last_registers(&mut self) -> (Regs, Rflags) {
-        let regs = self.synced().regs;
-        (convert::from_regs(&regs), Rflags::from_bits_retain(regs.rflags))
+        general(&self.synced().regs)
     }
 
-    /// The bits of its physical addresses (CPUID 0x80000008; 36 where it has no such leaf).
-    pub fn physical_bits(&self) -> Result<u32, Error> {
-        let cpuid = self.fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES);
-        let cpuid = cpuid.map_err(Error::ioctl("KVM_GET_CPUID2"))?;
-        let leaf = cpuid.as_slice().iter().find(|leaf| leaf.function == 0x8000_0008);
-        Ok(leaf.map_or(36, |leaf| leaf.eax & 0xFF).clamp(32, 52))
+    /// What its page tables can be. A processor that walks them itself goes by its own CPUID:
+    /// what the guest is not told of pages of 1 GiB is not kept from it then (Linux,
+    /// arch/x86/kvm/cpuid.c, kvm_vcpu_after_set_cpuid).
+    pub(super) fn paging_features(&self) -> Result<PagingFeatures, Error> {
+        if let Some(known) = self.paging_features.get() {
+            return Ok(*known);
+        }
+        let mut features = PagingFeatures::of(&self.cpuid()?);
+        let host = __cpuid(0x8000_0001).edx >> 26 & 1 != 0;
+        features.gigabyte_pages |= host && Backend::detect().has_second_level();
+        Ok(*self.paging_features.get_or_init(|| features))
     }
 
     /// Its local APIC, where it has one in KVM.
@@ -85,6 +96,12 @@ impl Vcpu {
         let mut regs = self.fd.get_regs().map_err(Error::ioctl("KVM_GET_REGS"))?;
         regs.rip = rip;
         self.fd.set_regs(&regs).map_err(Error::ioctl("KVM_SET_REGS"))
+    }
+
+    /// The guest's own debug registers.
+    pub fn debug_registers(&self) -> Result<DebugRegisters, Error> {
+        let kvm = self.fd.get_debug_regs().map_err(Error::ioctl("KVM_GET_DEBUGREGS"))?;
+        Ok(DebugRegisters { addresses: kvm.db, dr6: kvm.dr6, dr7: kvm.dr7 })
     }
 
     /// What is on its way into the guest.

@@ -2,7 +2,9 @@
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
-use crate::x86::{CpuInit, CpuState, Cr0, Cr4, DescriptorTable, Efer, Regs, Rflags, Segment};
+use crate::x86::{
+    CpuInit, CpuState, Cr0, Cr4, DescriptorTable, Efer, PagingFeatures, Regs, Rflags, Segment,
+};
 
 /// APIC base at reset: the address, enabled; the first processor is marked (Intel SDM
 /// Vol. 3A 11.4.4).
@@ -78,36 +80,28 @@ fn table(table: DescriptorTable) -> kvm_dtable {
     kvm_dtable { base: table.base, limit: table.limit, ..Default::default() }
 }
 
-/// The general registers.
-pub(super) fn from_regs(regs: &kvm_regs) -> Regs {
-    let &kvm_regs {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags: _,
-    } = regs;
-    Regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip }
+/// The general registers and the flags. On the exit path, and so field by field: as a whole they
+/// would be a call of memcpy. Public for the bench alone.
+#[doc(hidden)]
+#[inline]
+pub fn general(regs: &kvm_regs) -> (Regs, Rflags) {
+    let &kvm_regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, .. } = regs;
+    let &kvm_regs { r12, r13, r14, r15, rip, rflags, .. } = regs;
+    let regs =
+        Regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip };
+    (regs, Rflags::from_bits_retain(rflags))
 }
 
 /// What KVM_GET_REGS and KVM_GET_SREGS gave.
-pub(super) fn state(regs: &kvm_regs, sregs: &kvm_sregs) -> CpuState {
+pub(super) fn state(
+    regs: &kvm_regs,
+    sregs: &kvm_sregs,
+    paging_features: PagingFeatures,
+) -> CpuState {
+    let (regs, rflags) = general(regs);
     CpuState {
-        regs: from_regs(regs),
-        rflags: Rflags::from_bits_retain(regs.rflags),
+        regs,
+        rflags,
         cs: from_segment(&sregs.cs),
         ds: from_segment(&sregs.ds),
         es: from_segment(&sregs.es),
@@ -125,6 +119,7 @@ pub(super) fn state(regs: &kvm_regs, sregs: &kvm_sregs) -> CpuState {
         cr8: sregs.cr8,
         efer: Efer::from_bits_retain(sregs.efer),
         apic_base: sregs.apic_base,
+        paging_features,
     }
 }
 

@@ -3,12 +3,13 @@
 
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_INJECT_DB,
-    KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, kvm_guest_debug,
-    kvm_guest_debug_arch,
+    KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, KVM_MP_STATE_HALTED,
+    KVM_VCPUEVENT_VALID_SHADOW, kvm_guest_debug, kvm_guest_debug_arch, kvm_mp_state,
 };
 
-use super::Vcpu;
+use super::{RunState, Vcpu};
 use crate::kvm::Error;
+use crate::x86::Rflags;
 
 impl Vcpu {
     /// Sets what is debugged; the last call counts.
@@ -18,6 +19,41 @@ impl Vcpu {
             .set_guest_debug(&kvm_guest_debug { control: debug.control(), pad: 0, arch })
             .map_err(Error::ioctl("KVM_SET_GUEST_DEBUG"))
     }
+
+    /// Has a vCPU that stands before a HLT run it. KVM's instruction emulator does not halt a
+    /// vCPU that it single-steps: it halts it after the next instruction that it emulates,
+    /// wherever that is. What this leaves is what VT-x and AMD-V leave.
+    pub fn step_hlt(&mut self) -> Result<HltStep, Error> {
+        if !self.local_apic {
+            return Ok(HltStep::Exits);
+        }
+        if self.run_state()? != RunState::Runnable {
+            return Ok(HltStep::Waits);
+        }
+        let mut regs = self.fd.get_regs().map_err(Error::ioctl("KVM_GET_REGS"))?;
+        regs.rip = regs.rip.wrapping_add(1);
+        regs.rflags &= !Rflags::RF.bits();
+        self.fd.set_regs(&regs).map_err(Error::ioctl("KVM_SET_REGS"))?;
+        self.fd.sync_regs_mut().regs = regs;
+        // STI holds interrupts back until the end of one instruction, which was the HLT.
+        let mut events = self.fd.get_vcpu_events().map_err(Error::ioctl("KVM_GET_VCPU_EVENTS"))?;
+        (events.flags, events.interrupt.shadow) = (KVM_VCPUEVENT_VALID_SHADOW, 0);
+        self.fd.set_vcpu_events(&events).map_err(Error::ioctl("KVM_SET_VCPU_EVENTS"))?;
+        let halted = kvm_mp_state { mp_state: KVM_MP_STATE_HALTED };
+        self.fd.set_mp_state(halted).map_err(Error::ioctl("KVM_SET_MP_STATE"))?;
+        Ok(HltStep::Halted)
+    }
+}
+
+/// What a step of HLT came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HltStep {
+    /// The vCPU stands behind it, and waits for an interrupt when it runs.
+    Halted,
+    /// It was not done: without a local APIC the instruction is an exit.
+    Exits,
+    /// It was not done: the vCPU waits already.
+    Waits,
 }
 
 /// What a debug register watches for (Intel SDM Vol. 3B 18.2.4: the R/W field).

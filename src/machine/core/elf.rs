@@ -2,7 +2,7 @@
 
 use crate::mem::PAGE_SIZE;
 
-/// 32-bit or 64-bit: a debugger takes the one that fits the guest's own ELF file.
+/// 32-bit or 64-bit: a debugger takes the one that its other ELF file has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     Elf32,
@@ -26,6 +26,15 @@ pub(super) struct Segment {
     pub(super) len: u64,
 }
 
+/// The class of an ELF file.
+pub(super) fn class_of(file: &[u8]) -> Option<Class> {
+    match file.strip_prefix(b"\x7FELF")?.first()? {
+        1 => Some(Class::Elf32),
+        2 => Some(Class::Elf64),
+        _ => None,
+    }
+}
+
 impl Class {
     /// Bytes of the file's header, and of each program header.
     pub(super) fn sizes(self) -> (u64, u64) {
@@ -33,6 +42,13 @@ impl Class {
             Self::Elf32 => (52, 32),
             Self::Elf64 => (64, 56),
         }
+    }
+
+    /// Has it room for such a segment's numbers? Memory above 4 GiB is beyond a 32-bit debugger.
+    pub(super) fn holds(self, segment: &Segment) -> bool {
+        let &Segment { linear, physical, offset, len, .. } = segment;
+        let fits = |from: u64| from.saturating_add(len) <= 1 << 32;
+        self == Self::Elf64 || [linear, physical, offset].into_iter().all(fits)
     }
 
     /// A number as wide as an address.

@@ -8,7 +8,7 @@
 mod elf;
 mod notes;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -16,30 +16,28 @@ use std::path::Path;
 use vmm_sys_util::seek_hole::SeekHole;
 
 use self::elf::{Class, Kind, Segment};
+use super::whole::fill_whole;
 use crate::inspect::walk::AddressSpace;
 use crate::inspect::{Cpu, Mapping, Registers, mappings};
-use crate::mem::layout::HOLE_START;
 use crate::mem::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, PAGE_SIZE};
 use crate::x86::Efer;
 
 /// Where physical memory lies in a 64-bit core: no canonical address, so no guest's own.
 pub const PHYSICAL: u64 = 1 << 56;
 
-/// Writes the file whole or not at all.
-pub(super) fn write(path: &Path, cpus: &[Cpu], memory: &GuestMemory) -> io::Result<()> {
-    let mut part = path.as_os_str().to_owned();
-    part.push(format!(".part{}", std::process::id()));
-    let written = File::create(&part).and_then(|file| fill(&file, cpus, memory));
-    let written = written.and_then(|()| fs::rename(&part, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&part); // the first error is the one to tell
-    }
-    written
+/// Writes the file whole or not at all; `files` are those that hold the guest's code.
+pub(super) fn write<'a>(
+    path: &Path,
+    cpus: &[Cpu],
+    memory: &GuestMemory,
+    files: impl IntoIterator<Item = &'a [u8]>,
+) -> io::Result<()> {
+    let class = class(cpus, files);
+    fill_whole(path, |file| fill(file, class, cpus, memory))
 }
 
-fn fill(file: &File, cpus: &[Cpu], memory: &GuestMemory) -> io::Result<()> {
+fn fill(file: &File, class: Class, cpus: &[Cpu], memory: &GuestMemory) -> io::Result<()> {
     let regions: Vec<_> = memory.iter().map(|it| (it.start_addr().0, it.len())).collect();
-    let class = class(cpus, &regions);
     let notes = notes::notes(class, cpus);
     let mut loads = ranges(cpus, memory);
     if class == Class::Elf64 {
@@ -60,7 +58,8 @@ fn fill(file: &File, cpus: &[Cpu], memory: &GuestMemory) -> io::Result<()> {
         let offset = memory_at + offset(&regions, physical)?;
         Some(Segment { kind: Kind::Load, linear, physical, offset, len })
     };
-    let segments: Vec<_> = [note].into_iter().chain(loads.into_iter().filter_map(load)).collect();
+    let loads = loads.into_iter().filter_map(load).filter(|segment| class.holds(segment));
+    let segments: Vec<_> = [note].into_iter().chain(loads).collect();
     let mut head = class.header(segments.len() as u16);
     head.extend(segments.iter().flat_map(|segment| class.program_header(segment)));
     file.write_all_at(&head, 0)?;
@@ -79,22 +78,28 @@ fn chosen(cpus: &[Cpu]) -> Option<&Cpu> {
     cpus.iter().find(|cpu| cpu.died).or(cpus.first())
 }
 
-/// A guest outside long mode gets a 32-bit core, unless its memory needs more room.
-fn class(cpus: &[Cpu], regions: &[(u64, u64)]) -> Class {
-    let small = regions.iter().all(|(start, len)| start + len <= HOLE_START);
-    match chosen(cpus).map(|cpu| &cpu.registers) {
-        Some(Registers::Whole(state)) if small && !state.efer.contains(Efer::LMA) => Class::Elf32,
-        _ => Class::Elf64,
-    }
+/// The class of the guest's first ELF file, which a debugger is given beside the core; a 32-bit
+/// one has no room for the registers of long mode.
+fn class<'a>(cpus: &[Cpu], files: impl IntoIterator<Item = &'a [u8]>) -> Class {
+    let is_long = match chosen(cpus).map(|cpu| &cpu.registers) {
+        Some(Registers::Whole(state)) => state.efer.contains(Efer::LMA),
+        _ => true, // lost
+    };
+    let first = files.into_iter().find_map(elf::class_of);
+    if is_long { Class::Elf64 } else { first.unwrap_or(Class::Elf64) }
+}
+
+/// Is the guest's first ELF file one of 32 bits? A debugger that is given it takes the guest for
+/// an i386.
+pub(super) fn is_32_bit<'a>(files: impl IntoIterator<Item = &'a [u8]>) -> bool {
+    files.into_iter().find_map(elf::class_of) == Some(Class::Elf32)
 }
 
 /// What the page tables of the vCPU that died map; where paging is off, or the state lost,
 /// linear is physical.
 fn ranges(cpus: &[Cpu], memory: &GuestMemory) -> Vec<Mapping> {
-    let mut ranges = match chosen(cpus).map(|cpu| (cpu, &cpu.registers)) {
-        Some((cpu, Registers::Whole(state))) => {
-            mappings(&AddressSpace::new(memory, state, cpu.physical_bits))
-        }
+    let mut ranges = match chosen(cpus).map(|cpu| &cpu.registers) {
+        Some(Registers::Whole(state)) => mappings(&AddressSpace::new(memory, state)),
         _ => memory
             .iter()
             .map(|it| Mapping {

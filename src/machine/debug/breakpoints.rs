@@ -1,6 +1,7 @@
 //! Breakpoints and watchpoints: which are set, where they went, what a backend cannot do.
 
-use crate::kvm::{Backend, HardwareBreakpoint, WatchKind};
+use super::probe::Limits;
+use crate::kvm::{HardwareBreakpoint, WatchKind};
 use crate::mem::{Bytes, GuestAddress, GuestMemory};
 
 /// INT3.
@@ -9,9 +10,9 @@ const INT3: u8 = 0xCC;
 /// What stops the guest at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// Execution: INT3 where that works, else a debug register.
+    /// Execution: INT3 where that works, else a debug register, else single steps.
     Software,
-    /// Execution, by a debug register.
+    /// Execution, by a debug register where that works, else by single steps.
     Hardware,
     /// Data, by debug registers.
     Watch(Watch),
@@ -28,26 +29,6 @@ pub enum Watch {
     Access,
 }
 
-/// What this KVM's debug exits can and cannot do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// INT3 comes out as a debug exit.
-    pub int3: bool,
-    /// Data watchpoints fire.
-    pub watch: bool,
-    /// Ring 3 can be single-stepped.
-    pub step_in_ring3: bool,
-}
-
-impl Limits {
-    /// Those of a backend: kvm_pvm runs ring 3 natively with its own debug registers, and
-    /// emulates ring 0 without looking at them for data.
-    pub fn of(backend: Backend) -> Self {
-        let all = backend != Backend::KvmPvm;
-        Self { int3: all, watch: all, step_in_ring3: all }
-    }
-}
-
 /// Why a breakpoint or a watchpoint could not be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -59,6 +40,22 @@ pub enum Refusal {
     /// The four debug registers are not enough.
     #[error("the processor's four debug registers are in use")]
     NoRegister,
+    /// Nothing stops the guest anywhere.
+    #[error(
+        "this KVM has no breakpoints: it honours neither INT3 nor debug registers, and steps no instruction"
+    )]
+    NoBreakpoints,
+}
+
+/// How a breakpoint or a watchpoint was set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// INT3 in the guest's memory.
+    Patch,
+    /// Debug registers.
+    Register,
+    /// Single steps, each compared.
+    Steps,
 }
 
 /// An INT3 in guest memory.
@@ -82,6 +79,8 @@ struct Slot {
 pub(super) struct Breakpoints {
     patches: Vec<Patch>,
     slots: [Option<Slot>; 4],
+    /// Places that single steps look for.
+    sought: Vec<(u64, Point)>,
 }
 
 impl Breakpoints {
@@ -93,16 +92,38 @@ impl Breakpoints {
         limits: Limits,
         (address, len, point): (u64, u64, Point),
         physical: Option<u64>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<How, Refusal> {
+        let asked = (address, len, point);
         match point {
             Point::Watch(_) if !limits.watch => Err(Refusal::NoWatchpoints),
             Point::Watch(watch) => {
                 let kind = if watch == Watch::Write { WatchKind::Write } else { WatchKind::Access };
-                self.take_slots((address, len, point), &pieces(address, len), kind)
+                self.take_slots(asked, &pieces(address, len), kind)
             }
-            Point::Software if limits.int3 && self.patch(memory, address, physical) => Ok(()),
-            _ => self.take_slots((address, len, point), &[(address, 1)], WatchKind::Execute),
+            Point::Software if limits.int3 && self.patch(memory, address, physical) => {
+                Ok(How::Patch)
+            }
+            Point::Software | Point::Hardware => self.add_without_patch(limits, asked),
         }
+    }
+
+    fn add_without_patch(
+        &mut self,
+        limits: Limits,
+        asked: (u64, u64, Point),
+    ) -> Result<How, Refusal> {
+        let (address, _, point) = asked;
+        let taken = match limits.hardware {
+            true => self.take_slots(asked, &[(address, 1)], WatchKind::Execute),
+            false => Err(Refusal::NoBreakpoints),
+        };
+        // Who asks for a debug register is told that there is none left.
+        let may_step = limits.step && (point == Point::Software || !limits.hardware);
+        if taken.is_err() && may_step {
+            self.sought.push((address, point));
+            return Ok(How::Steps);
+        }
+        taken
     }
 
     /// Takes one away; false when it was not set.
@@ -112,6 +133,10 @@ impl Breakpoints {
             && let Some(at) = self.patches.iter().position(|patch| patch.linear == address)
         {
             unpatch(memory, &self.patches.swap_remove(at));
+            return true;
+        }
+        if let Some(at) = self.sought.iter().position(|it| *it == (address, point)) {
+            self.sought.swap_remove(at);
             return true;
         }
         let mut found = false;
@@ -127,6 +152,7 @@ impl Breakpoints {
     pub(super) fn clear(&mut self, memory: &GuestMemory) {
         self.patches.drain(..).for_each(|patch| unpatch(memory, &patch));
         self.slots = [None; 4];
+        self.sought.clear();
     }
 
     /// Memory is another one now: what was patched is gone.
@@ -149,7 +175,7 @@ impl Breakpoints {
         asked: (u64, u64, Point),
         pieces: &[(u64, u8)],
         kind: WatchKind,
-    ) -> Result<(), Refusal> {
+    ) -> Result<How, Refusal> {
         let free = self.slots.iter_mut().filter(|slot| slot.is_none());
         if free.count() < pieces.len() {
             return Err(Refusal::NoRegister);
@@ -158,7 +184,12 @@ impl Breakpoints {
         for (slot, &(address, len)) in free.zip(pieces) {
             *slot = Some(Slot { asked, register: HardwareBreakpoint { address, len, kind } });
         }
-        Ok(())
+        Ok(How::Register)
+    }
+
+    /// The addresses that single steps are to look for.
+    pub(super) fn sought(&self) -> Vec<u64> {
+        self.sought.iter().map(|(address, _)| *address).collect()
     }
 
     /// What KVM's debug registers are to hold.
@@ -177,7 +208,7 @@ impl Breakpoints {
         self.patches.iter().any(here)
     }
 
-    /// What was asked for of the debug register that fired, a watchpoint first: with it an
+    /// What was asked for where a debug register fired or a step has come to, a watchpoint first: with it an
     /// instruction has already done what the next one's breakpoint stops before. A backend
     /// that leaves DR6 alone is told by the address.
     pub(super) fn fired(&self, dr6: u64, pc: u64) -> Option<(u64, Point)> {
@@ -190,7 +221,9 @@ impl Breakpoints {
         };
         let hits = || self.slots.iter().enumerate().filter_map(fired);
         let watch = hits().find(|slot| slot.register.kind != WatchKind::Execute);
-        watch.or_else(|| hits().next()).map(|slot| (slot.register.address, slot.asked.2))
+        let slot = watch.or_else(|| hits().next());
+        let sought = || self.sought.iter().find(|(address, _)| *address == pc).copied();
+        slot.map(|slot| (slot.register.address, slot.asked.2)).or_else(sought)
     }
 
     /// Shows what the guest's memory holds below the patches, in bytes read from `physical`.
@@ -242,7 +275,16 @@ mod tests {
     use super::*;
     use crate::mem;
 
-    const ALL: Limits = Limits { int3: true, watch: true, step_in_ring3: true };
+    const ALL: Limits = Limits {
+        int3: true,
+        hardware: true,
+        hardware_in_ring3: true,
+        watch: true,
+        step: true,
+        step_in_ring3: true,
+    };
+    const NO_INT3: Limits = Limits { int3: false, watch: false, ..ALL };
+    const STEPS: Limits = Limits { hardware: false, hardware_in_ring3: false, ..NO_INT3 };
     const WRITE: Point = Point::Watch(Watch::Write);
 
     fn memory() -> GuestMemory {
@@ -285,8 +327,7 @@ mod tests {
     #[test]
     fn where_int3_cannot_work_a_debug_register_does() {
         let (memory, mut set) = (memory(), Breakpoints::default());
-        let pvm = Limits::of(Backend::KvmPvm);
-        set.add(&memory, pvm, (0x1000, 1, Point::Software), Some(0x1000)).unwrap();
+        set.add(&memory, NO_INT3, (0x1000, 1, Point::Software), Some(0x1000)).unwrap();
         set.add(&memory, ALL, (0x5000_0000, 1, Point::Software), None).unwrap();
         assert_eq!((byte(&memory, 0x1000), set.has_patches()), (0x90, false));
         assert_eq!(set.registers().iter().flatten().count(), 2);
@@ -300,8 +341,7 @@ mod tests {
     #[test]
     fn there_are_four_registers_and_some_have_no_watchpoints() {
         let (memory, mut set) = (memory(), Breakpoints::default());
-        let pvm = Limits::of(Backend::KvmPvm);
-        let refused = set.add(&memory, pvm, (0x1000, 4, WRITE), None);
+        let refused = set.add(&memory, NO_INT3, (0x1000, 4, WRITE), None);
         assert_eq!(refused, Err(Refusal::NoWatchpoints));
         set.add(&memory, ALL, (0x1001, 7, WRITE), None).unwrap();
         assert_eq!(set.registers().iter().flatten().count(), 3);
@@ -311,6 +351,27 @@ mod tests {
         assert_eq!(set.fired(0b1010, 0x3000), Some((0x1002, WRITE)));
         assert!(set.remove(&memory, (0x1001, 7, WRITE)));
         assert_eq!(set.registers().iter().flatten().count(), 1);
+    }
+
+    #[test]
+    fn where_no_register_works_or_is_left_steps_look_for_breakpoints() {
+        let (memory, mut set) = (memory(), Breakpoints::default());
+        let [soft, hard] = [Point::Software, Point::Hardware];
+        assert_eq!(set.add(&memory, STEPS, (0x1000, 1, hard), None), Ok(How::Steps));
+        assert_eq!(set.sought(), [0x1000]);
+        assert_eq!(set.fired(1 << 14, 0x1000), Some((0x1000, hard)));
+        assert_eq!(set.fired(1 << 14, 0x1001), None);
+        assert!(set.remove(&memory, (0x1000, 1, hard)) && set.sought().is_empty());
+        for n in 0..4 {
+            let at = (0x1000 + n, 1, soft);
+            assert_eq!(set.add(&memory, NO_INT3, at, None), Ok(How::Register));
+        }
+        assert_eq!(set.add(&memory, NO_INT3, (5, 1, hard), None), Err(Refusal::NoRegister));
+        assert_eq!(set.add(&memory, NO_INT3, (5, 1, soft), None), Ok(How::Steps));
+        let none = Limits { step: false, ..STEPS };
+        assert_eq!(set.add(&memory, none, (6, 1, soft), None), Err(Refusal::NoBreakpoints));
+        set.clear(&memory);
+        assert!(set.sought().is_empty());
     }
 
     #[test]

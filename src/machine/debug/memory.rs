@@ -2,7 +2,7 @@
 //! tables, or by physical ones; without the breakpoints.
 
 use super::Debugger;
-use super::breakpoints::{Point, Refusal};
+use super::breakpoints::{How, Point, Refusal};
 use crate::mem::{Bytes, GuestAddress, PAGE_SIZE};
 use crate::x86::translate::{Walk, walk};
 use crate::x86::{CpuState, translate};
@@ -45,7 +45,7 @@ impl Debugger {
     /// Writes memory; false, and nothing is written, where not all of it is RAM.
     pub fn write(&mut self, cpu: u32, space: Space, address: u64, data: &[u8]) -> bool {
         let state = self.state_for(cpu, space);
-        let memory = self.memory().clone();
+        let memory = self.memory();
         let mut places = Vec::new();
         let mut done = 0;
         while done < data.len() {
@@ -84,18 +84,43 @@ impl Debugger {
     }
 
     /// Sets a breakpoint or a watchpoint for all vCPUs, from the next resume on. Its page is
-    /// looked up in the tables of vCPU `cpu`.
-    pub fn add(&mut self, cpu: u32, address: u64, len: u64, point: Point) -> Result<(), Refusal> {
-        let physical = self.translate(cpu, address);
-        let memory = self.memory().clone();
-        self.breakpoints.add(&memory, self.limits, (address, len, point), physical)
+    /// looked up in the tables of vCPU `cpu`. Gives what there is to know of it, if anything.
+    pub fn add(
+        &mut self,
+        cpu: u32,
+        address: u64,
+        len: u64,
+        point: Point,
+    ) -> Result<Option<&'static str>, Refusal> {
+        let walk = self.walk(cpu, address);
+        let may_be_ring3 = walk.as_ref().is_some_and(may_be_ring3);
+        let physical = walk.and_then(|walk| walk.end.ok());
+        let memory = self.memory();
+        let how = self.breakpoints.add(&memory, self.limits, (address, len, point), physical)?;
+        let limits = self.limits;
+        Ok(match how {
+            How::Steps => Some(
+                "breakpoints are looked for by single-stepping, which is slow and does not look into interrupt handlers",
+            ),
+            How::Register if may_be_ring3 && !limits.hardware_in_ring3 && !limits.step_in_ring3 => {
+                Some("breakpoints stop ring 0 only: this KVM has none in ring 3")
+            }
+            _ => None,
+        })
     }
 
     /// Takes it away; false when it was not set.
     pub fn remove(&mut self, address: u64, len: u64, point: Point) -> bool {
-        let memory = self.memory().clone();
+        let memory = self.memory();
         self.breakpoints.remove(&memory, (address, len, point))
     }
+}
+
+/// May ring 3 use the page (Intel SDM Vol. 3A 5.6: the U/S flag of every level), or may it
+/// once there are page tables?
+fn may_be_ring3(walk: &Walk) -> bool {
+    const USER: u64 = 1 << 2;
+    walk.steps.iter().all(|step| step.entry & USER != 0)
 }
 
 /// Of `len` bytes at `address`, those up to the end of its page.

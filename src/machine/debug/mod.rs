@@ -5,27 +5,27 @@
 
 mod breakpoints;
 mod memory;
+mod probe;
 
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::poll::poll;
-use super::{DeviceEntry, Machine, platform};
-use crate::kvm::{Backend, Debug, Inject};
+use super::present::Present;
+use super::{DeviceEntry, Machine, core, names, platform};
+use crate::kvm::{Debug, HltStep, Inject};
 use crate::mem::GuestMemory;
-use crate::vcpu::{Control, Counts, News, Parking, Stop, Why};
+use crate::vcpu::{Control, Counts, Hunt, News, Parking, Stop, Why};
 use crate::verdict::{Death, StopLine, Verdict};
 
 pub use crate::kvm::RunState;
 pub use crate::x86::translate::{Break, Paging, Walk};
 pub use crate::x86::{CpuInit, CpuState, Cr0, Cr4, Efer, Fpu, Mode, Registers, Rflags, Segment};
-pub use breakpoints::{Limits, Point, Refusal, Watch};
+pub use breakpoints::{How, Point, Refusal, Watch};
 pub use memory::Space;
+pub use probe::Limits;
 
 use breakpoints::Breakpoints;
-
-/// The guest's memory, of the machine's present incarnation.
-pub(super) type SharedMemory = Arc<Mutex<GuestMemory>>;
 
 /// What a vCPU is to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,36 +82,53 @@ pub enum Event {
 /// A debugger's hold on a machine; [`Machine::debugger`] gives it.
 pub struct Debugger {
     control: Arc<Control>,
-    memory: SharedMemory,
+    present: Arc<Present>,
     cpus: u32,
+    is_32_bit: bool,
     limits: Limits,
     breakpoints: Breakpoints,
     /// What each vCPU was last told to debug, and to do.
     told: Vec<(Option<Debug>, Action)>,
     /// Exceptions to give back with the next resume.
     inject: Vec<Option<Inject>>,
+    /// Stops beside the one that was told, until their vCPUs run again.
+    beside: Vec<Beside>,
+}
+
+/// A breakpoint or a watchpoint that another vCPU came to while it was to stand still.
+#[derive(Clone, Copy, Debug)]
+struct Beside {
+    cpu: u32,
+    pc: u64,
+    dr6: u64,
 }
 
 impl Machine {
-    /// Makes a debugger's hold on this machine, before it runs. With `hold` the first
-    /// instruction waits until the debugger lets it go.
+    /// Makes a debugger's hold on this machine, before it runs, and finds out what its KVM can
+    /// debug. With `hold` the first instruction waits until the debugger lets it go.
     pub fn debugger(&mut self, hold: bool) -> Result<Debugger, super::Error> {
+        let limits = Limits::probe(&self.config.kvm)?;
         let restarts = self.config.on_reset == super::OnReset::Restart;
         self.control.set_parking(hold, restarts).map_err(|source| super::Error::Host {
             doing: "make an event for the debugger".to_owned(),
             source,
         })?;
-        let memory = self.incarnation.memory.clone();
-        let memory = self.debugged.get_or_insert_with(|| Arc::new(Mutex::new(memory))).clone();
+        self.debugged = true;
         let cpus = self.config.cpus;
+        let (symbols, _) = names::symbol_files(&self.config);
+        let files =
+            [&self.files.image[..]].into_iter().chain(symbols.iter().map(|(it, _)| &it[..]));
+        let is_32_bit = core::is_32_bit(files);
         Ok(Debugger {
             control: self.control.clone(),
-            memory,
+            present: self.share(),
             cpus,
-            limits: Limits::of(Backend::detect()),
+            is_32_bit,
+            limits,
             breakpoints: Breakpoints::default(),
             told: vec![(None, Action::Run); cpus as usize],
             inject: vec![None; cpus as usize],
+            beside: Vec::new(),
         })
     }
 }
@@ -121,13 +138,18 @@ impl Debugger {
         self.control.parking()
     }
 
-    fn memory(&self) -> MutexGuard<'_, GuestMemory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    fn memory(&self) -> GuestMemory {
+        self.present.lock().memory.clone()
     }
 
     /// Number of vCPUs.
     pub fn cpus(&self) -> u32 {
         self.cpus
+    }
+
+    /// Is the guest's first ELF file (the image, then the symbols) one of 32 bits?
+    pub fn is_32_bit(&self) -> bool {
+        self.is_32_bit
     }
 
     /// What this KVM cannot do.
@@ -150,8 +172,9 @@ impl Debugger {
 
     /// The debugger has gone: no breakpoint stays, the guest runs on. The vCPUs stand still.
     pub fn detach(&mut self) {
-        let memory = self.memory().clone();
+        let memory = self.memory();
         self.breakpoints.clear(&memory);
+        self.beside.clear();
         if let Some(parking) = self.parking() {
             parking.set_attached(false);
         }
@@ -176,13 +199,18 @@ impl Debugger {
         }
     }
 
-    /// Waits for `peer` to have something to read, or for an event, at most `patience` ms
-    /// (-1: for ever). Which of the two there may be.
-    pub fn wait(&self, peer: Option<&dyn AsFd>, patience: i32) -> std::io::Result<(bool, bool)> {
+    /// Waits for one of `peers` to have something to read, or for an event, at most `patience`
+    /// ms (-1: for ever). Which of them, and whether there may be an event.
+    pub fn wait(
+        &self,
+        peers: [Option<&dyn AsFd>; 2],
+        patience: i32,
+    ) -> std::io::Result<([bool; 2], bool)> {
         let news = self.parking().map_or(-1, Parking::news_fd);
-        let peer = peer.map_or(-1, |peer| peer.as_fd().as_raw_fd());
-        let [peer, news] = poll([(peer, libc::POLLIN), (news, libc::POLLIN)], patience)?;
-        Ok((peer != 0, news != 0))
+        let [one, other] = peers.map(|it| it.map_or(-1, |it| it.as_fd().as_raw_fd()));
+        let fds = [one, other, news].map(|fd| (fd, libc::POLLIN));
+        let [one, other, news] = poll(fds, patience)?;
+        Ok(([one != 0, other != 0], news != 0))
     }
 
     /// What has happened, once. A stop that is only the guest's own is passed on to it, and
@@ -195,13 +223,54 @@ impl Debugger {
         if stop.why == Why::Started {
             self.breakpoints.forget_patches();
             self.told.fill((None, Action::Run));
+            self.beside.clear();
         }
+        self.keep_beside();
         let cpu = stop.cpu;
         if let Some(reason) = self.explain(&stop) {
             return Some(Event::Stopped { cpu, reason });
         }
         let actions: Vec<_> = self.told.iter().map(|(_, action)| *action).collect();
         self.resume(&actions)
+    }
+
+    /// Takes the stops that came beside the one that is told. Now is the time to say which are the
+    /// guest's own exceptions: a debugger takes its breakpoints away as soon as it is told.
+    fn keep_beside(&mut self) {
+        for stop in self.parking().map(Parking::late).unwrap_or_default() {
+            let reason = self.explain(&stop);
+            if let (
+                Why::Debug { pc, dr6, .. },
+                Some(Reason::Breakpoint(_) | Reason::Watchpoint { .. }),
+            ) = (stop.why, reason)
+            {
+                self.beside.push(Beside { cpu: stop.cpu, pc, dr6 });
+            }
+        }
+    }
+
+    /// One that has to be told now that its vCPU is to run: it would not come to it again.
+    fn take_beside(&mut self, actions: &[Action]) -> Option<Event> {
+        let stays = |it: &Beside| actions.get(it.cpu as usize) == Some(&Action::Stay);
+        let (stay, go): (Vec<_>, Vec<_>) = self.beside.drain(..).partition(stays);
+        self.beside = stay;
+        let mut go = go.into_iter();
+        let event = go.find_map(|it| {
+            let cpu = it.cpu;
+            let reason = match self.breakpoints.fired(it.dr6, it.pc)? {
+                (address, Point::Watch(watch)) => Reason::Watchpoint { watch, address },
+                // A vCPU that looks for its breakpoints steps first.
+                (address, point) => {
+                    let runs = actions.get(cpu as usize) == Some(&Action::Run);
+                    let is_sought = runs && self.breakpoints.sought().contains(&address);
+                    let is_there = || self.state(cpu).is_some_and(|it| it.linear_rip() == address);
+                    (is_sought && is_there()).then_some(Reason::Breakpoint(point))?
+                }
+            };
+            Some(Event::Stopped { cpu, reason })
+        });
+        self.beside.extend(go);
+        event
     }
 
     /// Why a vCPU stopped; `None` when it was the guest's own exception.
@@ -234,19 +303,25 @@ impl Debugger {
     }
 
     /// Lets the vCPUs go, each with its action. What comes back at once is an answer without
-    /// a run: another vCPU's watchpoint that fired beside what was told, or a refusal.
+    /// a run: what another vCPU came to beside what was told, or a refusal.
     pub fn resume(&mut self, actions: &[Action]) -> Option<Event> {
-        for stop in self.parking()?.late() {
-            // A breakpoint's vCPU has not moved, and comes to it again; a watchpoint's has.
-            if let Some(reason @ Reason::Watchpoint { .. }) = self.explain(&stop) {
-                return Some(Event::Stopped { cpu: stop.cpu, reason });
-            }
+        if let Some(event) = self.take_beside(actions) {
+            return Some(event);
         }
         for cpu in 0..self.cpus {
-            let action = actions.get(cpu as usize).copied().unwrap_or(Action::Run);
-            if action == Action::Step && !self.can_step(cpu) {
-                let why = "this KVM cannot single-step ring 3; set a breakpoint in ring 0";
-                return Some(Event::Stopped { cpu, reason: Reason::Refused(why) });
+            let mut action = actions.get(cpu as usize).copied().unwrap_or(Action::Run);
+            if action == Action::Step {
+                if let Some(why) = self.no_step(cpu) {
+                    return Some(Event::Stopped { cpu, reason: Reason::Refused(why) });
+                }
+                match self.step_hlt(cpu) {
+                    Some(HltStep::Halted) => {
+                        return Some(Event::Stopped { cpu, reason: Reason::Stepped });
+                    }
+                    // The exit is the end of the step, and of the guest.
+                    Some(HltStep::Exits) => action = Action::Run,
+                    Some(HltStep::Waits) | None => {}
+                }
             }
             self.tell(cpu, action);
         }
@@ -258,23 +333,50 @@ impl Debugger {
         None
     }
 
-    fn can_step(&self, cpu: u32) -> bool {
-        self.limits.step_in_ring3 || self.state(cpu).is_none_or(|state| state.ring() != 3)
+    /// Why a vCPU cannot be stepped, if it cannot.
+    fn no_step(&self, cpu: u32) -> Option<&'static str> {
+        let in_ring3 = || self.state(cpu).is_some_and(|state| state.ring() == 3);
+        match self.limits {
+            Limits { step: false, .. } => Some("this KVM cannot single-step"),
+            Limits { step_in_ring3: false, .. } if in_ring3() => {
+                Some("this KVM cannot single-step ring 3; set a breakpoint in ring 0")
+            }
+            _ => None,
+        }
+    }
+
+    /// Steps a HLT, which KVM may not step; `None` where the vCPU's next instruction is another.
+    fn step_hlt(&self, cpu: u32) -> Option<HltStep> {
+        const HLT: u8 = 0xF4;
+        let state = self.state(cpu).filter(|state| state.ring() == 0)?;
+        let mut next = [0];
+        let read = self.read(cpu, Space::Linear, state.linear_rip(), &mut next);
+        if read == 0 || next[0] != HLT || self.inject.get(cpu as usize)?.is_some() {
+            return None;
+        }
+        self.answered(self.parking()?.ask(cpu, |vcpu, _| vcpu.step_hlt())?)
     }
 
     /// Tells a vCPU what KVM is to debug, if that is not what it does already.
     fn tell(&mut self, cpu: u32, action: Action) {
         let inject = self.inject.get_mut(cpu as usize).and_then(Option::take);
         let step = action == Action::Step;
+        let places = self.breakpoints.sought();
+        let hunts = !step && !places.is_empty();
         let debug = Debug {
-            single_step: step,
+            single_step: step || hunts,
             block_interrupts: step,
             inject,
             software_breakpoints: self.breakpoints.has_patches(),
             hardware: self.breakpoints.registers(),
         };
+        if let Some(parking) = self.parking() {
+            let step = Debug { inject: None, ..debug };
+            parking.set_hunt(cpu, hunts.then_some(Hunt { places, step }));
+        }
         let Some((told, _)) = self.told.get(cpu as usize) else { return };
-        if *told != Some(debug) {
+        // A single step is set each time: entering a handler has switched it off.
+        if *told != Some(debug) || debug.single_step {
             let set = move |vcpu: &mut crate::kvm::Vcpu, _: &Counts| vcpu.set_debug(&debug);
             if let Some(Err(e)) = self.parking().and_then(|parking| parking.ask(cpu, set)) {
                 log::warn!("debugger: {}", super::chain(&e));
