@@ -49,7 +49,7 @@
 //! | 2 | [`devices`] (never sees KVM), [`kvm`] (never sees a device; alone names kvm-ioctls) |
 //! | 3 | [`vcpu`], [`inspect`] (what a guest that stands still can tell) |
 //! | 4 | [`machine`] |
-//! | 5 | [`control`] (the gdb stub, the control socket; speaks to machine only) |
+//! | 5 | [`control`] (the gdb stub, the control socket; speaks to machine only), [`runner`] (many machines' verdicts) |
 //! | 6 | [`cli`] (alone names clap), `main` |
 //!
 //! Devices never see KVM: what they do to the outside is a parameter, so each is tested
@@ -89,6 +89,7 @@ pub mod kvm;
 pub mod log;
 pub mod machine;
 pub mod mem;
+pub mod runner;
 pub mod state;
 pub mod vcpu;
 pub mod verdict;

@@ -39,6 +39,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ),
     // 5
     ("control", &["config", "machine"]),
+    ("runner", &["irq", "config", "machine"]),
     ("sandbox", &["config"]),
     // 6: `cli` and `main` put everything together.
     ("cli", ALL),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::test_args::{RunnerArgs, TestArgs, WorkerArgs};
 use crate::boot::Protocol;
 use crate::config::{self, AutopsyLevel, Description, OnHalt, OnReset};
 use crate::control::gdb;
@@ -48,6 +49,13 @@ pub(super) struct Cli {
 pub(super) enum Command {
     /// Run an image in a VM of its own
     Run(Box<RunArgs>),
+    /// Run many tests, each in a VM of its own, and report on them
+    Test(Box<TestArgs>),
+    /// Run a kernel that cargo has built, as `runner` in .cargo/config.toml
+    TestRunner(Box<RunnerArgs>),
+    /// What runs the tests of `test`
+    #[command(hide = true)]
+    TestWorker(WorkerArgs),
     /// List the guests that ringfence carries
     Guests(GuestsArgs),
     /// Check this host, and say what to do about each finding

@@ -24,6 +24,40 @@ const TOPICS: &[(&str, Text)] = &[
     ("coverage", || COVERAGE.to_owned()),
 ];
 
+/// What `ringfence help test` says behind the options.
+pub(super) const TEST: &str = "\
+Where tests come from:
+  kernel.elf, @NAME     an image is a test. One that takes part in the mailbox (it includes
+                        guests/include/ringfence.h, or uses guests/rust) is as many as it
+                        announces: IMAGE::TEST. Where what it announces cannot be told apart
+                        and run, or it dies or fails before it announces any, all of it has
+                        failed, whatever --filter and --shard say
+  ringfence-tests.toml  [defaults], and a [[test]] each: the keys of a machine description
+                        (image, memory, cpus, cmdline, modules, initrd, timeout, irqchip, ...),
+                        and name, expect (a verdict's name or exit code), tags, backends,
+                        retries, skip (a reason), mailbox, devices (that it needs: names as
+                        `run --dry-run` shows them, irqchip=KIND)
+  unittests.cfg         of kvm-unit-tests, as it is; the whole tree's directory will do
+  a directory           one of these two files in it, else every image in it and below (of a
+                        directory below that has one of the two, the tests in that)
+
+A test passes if it ends as it was to: with success, unless its `expect` says otherwise. Debug
+exit 77 says that the guest skipped its own test. Each test runs in a VM of its own, or in one
+that is put back to where its image was ready (--boot-each: never), in worker processes, of which
+one that crashes takes no other test with it. Durations are remembered in
+$XDG_CACHE_HOME/ringfence: the longest begin first.
+
+Exit codes:
+  0     all that was to run did, and passed
+  1     some did not pass, or did not run
+  64    the command line was not understood
+  66    a path or a test was not found (also one of several that --filter =NAME or tag:WORD
+        names), or every test was skipped; a shard with nothing to run is 0
+  71    the host refused something, or a report could not be written
+  77    no usable KVM
+  78    a file of tests was not understood
+  128+n ended by signal n; what did not run is reported as such";
+
 /// The boot protocols, by the names that `--boot` takes.
 const BOOT: &str = "\
 The protocol is found out from the image; --boot forces one.
@@ -178,7 +212,7 @@ pub(super) fn show(topic: Option<&str>) -> u8 {
         None => {
             let topics: Vec<_> = TOPICS.iter().map(|(name, _)| *name).collect();
             super::tell(format_args!(
-                "there is no help on {topic:?}; there is on run, guests, doctor, {}",
+                "there is no help on {topic:?}; there is on run, test, test-runner, guests, doctor, {}",
                 topics.join(", ")
             ));
             super::code(Refusal::Usage)

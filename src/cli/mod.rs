@@ -11,6 +11,9 @@ mod observe;
 mod run;
 mod same_file;
 mod terminal;
+mod test;
+mod test_args;
+mod test_runner;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -32,6 +35,9 @@ pub fn main() -> ExitCode {
     };
     let code = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Test(args) => test::test(&args),
+        Command::TestRunner(args) => test_runner::run(&args),
+        Command::TestWorker(args) => test::worker(&args),
         Command::Guests(args) => guests::list(&args),
         Command::Doctor(args) => doctor::examine(&args),
         Command::Control(args) => control::ask(&args),

@@ -1,7 +1,7 @@
 //! Whether what `ringfence run` writes would destroy what it reads, or something else that it
 //! writes. Looked at before a file is opened for writing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::args::RunArgs;
 use crate::config::{Description, ModuleFile, SerialTarget, SymbolFile, is_carried};
@@ -72,4 +72,9 @@ fn inputs(args: &RunArgs, described: &Description) -> Vec<Named> {
 
 fn given<const N: usize>(files: [(&'static str, Option<PathBuf>); N]) -> Vec<Named> {
     files.into_iter().filter_map(|(what, path)| Some((what, path?))).collect()
+}
+
+/// Are they one file, which both would write?
+pub(super) fn is_same(one: &Path, other: &Path) -> bool {
+    location(one).is_some_and(|place| location(other) == Some(place))
 }

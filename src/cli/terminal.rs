@@ -67,6 +67,16 @@ fn in_foreground(fd: i32) -> bool {
     unsafe { libc::tcgetpgrp(fd) == libc::getpgrp() }
 }
 
+/// Columns of the terminal on this descriptor; of one that does not say, the usual 80.
+pub(super) fn width(of: &impl AsRawFd) -> usize {
+    const USUAL: usize = 80;
+    // SAFETY: all zero is a valid winsize.
+    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+    // SAFETY: the call fills in `size`, which outlives it; a bad descriptor is an error.
+    let known = unsafe { libc::ioctl(of.as_raw_fd(), libc::TIOCGWINSZ, &mut size) } == 0;
+    if known && size.ws_col > 0 { size.ws_col.into() } else { USUAL }
+}
+
 /// What a key does.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Key {
