@@ -49,7 +49,7 @@
 //! | 2 | [`devices`] (never sees KVM), [`kvm`] (never sees a device; alone names kvm-ioctls) |
 //! | 3 | [`vcpu`], [`inspect`] (what a guest that stands still can tell) |
 //! | 4 | [`machine`] |
-//! | 5 | [`control`] (the gdb stub, the control socket; speaks to machine only), [`runner`] (many machines' verdicts) |
+//! | 5 | [`control`] (the gdb stub, the control socket; speaks to machine only), [`runner`] (many machines' verdicts), [`audit`] (what a guest sees of the host; speaks to kvm, has no machine) |
 //! | 6 | [`cli`] (alone names clap), `main` |
 //!
 //! Devices never see KVM: what they do to the outside is a parameter, so each is tested
@@ -69,6 +69,8 @@
 //! * a device: one file in `src/devices/`, one row in `src/machine/platform.rs`;
 //! * a boot protocol: one file in `src/boot/`, one row in its `PROBES`;
 //! * a guest: one file in `guests/`, one row in `guests/LIST`, which is also its test;
+//! * an instruction to the audit: one row in `src/audit/table.rs`, and what is expected of it in
+//!   `tests/audit.table`;
 //! * an exit code: one row in [`verdict::EXIT_CODES`];
 //! * an option: a field of [`config::Description`], an argument in `src/cli/args.rs`.
 //!
@@ -76,6 +78,7 @@
 
 #![warn(missing_docs)]
 
+pub mod audit;
 pub mod boot;
 pub mod bus;
 pub mod cli;

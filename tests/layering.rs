@@ -38,6 +38,7 @@ const TABLE: &[(&str, &[&str])] = &[
         ],
     ),
     // 5
+    ("audit", &["mem", "irq", "x86", "kvm", "vcpu", "inspect"]),
     ("control", &["config", "machine"]),
     ("runner", &["irq", "config", "machine"]),
     ("sandbox", &["config"]),
@@ -60,6 +61,7 @@ const FENCES: &[(&str, &[&str], &str)] = &[
     (
         "unsafe",
         &[
+            "audit/native.rs",
             "cli/terminal.rs",
             "kvm/dirty.rs",
             "kvm/exit.rs",

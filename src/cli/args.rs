@@ -62,8 +62,10 @@ pub(super) enum Command {
     Doctor(DoctorArgs),
     /// Ask a machine that runs with --control what it does, or steer it
     Control(ControlArgs),
+    /// Find out what a guest on this host sees of the host, instruction by instruction
+    Audit(AuditArgs),
     /// Show help on a command, or on a topic: exit-codes, report, boot, gdb, cpu, control,
-    /// coverage
+    /// coverage, audit-report
     Help {
         /// A command or a topic
         topic: Option<String>,
@@ -102,6 +104,37 @@ pub(super) struct ControlArgs {
     /// As JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Runs guests of ringfence's own, which execute sensitive and privileged instructions, and for comparison \
+innocuous ones, in each mode and ring, and compares what they see with what the host shows itself. The \
+host is not changed. Not among them: what only SGX's enclaves, WAITPKG, CET, FRED, user interrupts, SEV-SNP and \
+the MSR lists have.
+
+The exit code is 0 where a guest saw nothing of the host's, 1 where it did, 77 without KVM. --explain and \
+--compare end with 0. The JSON's schema: `ringfence help audit-report`; --compare --json is a list of \
+{what, first, second}.")]
+pub(super) struct AuditArgs {
+    /// Only this instruction: what it does, why it is sensitive, what this host did with it
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["json", "html", "compare"])]
+    pub(super) explain: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Write a page with the machine drawn as layers, and the findings on it
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
+    /// Show what differs between two audits, as --json has written them; runs nothing
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with = "html")]
+    pub(super) compare: Vec<PathBuf>,
+    /// Say nothing of what is being tried
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// KVM's device node
+    #[arg(long, value_name = "PATH", default_value = "/dev/kvm")]
+    pub(super) kvm: PathBuf,
 }
 
 /// What to do without KVM.

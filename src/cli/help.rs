@@ -6,6 +6,7 @@ use clap::CommandFactory;
 use clap::builder::StyledStr;
 
 use super::args::Cli;
+use crate::audit;
 use crate::machine::report;
 use crate::verdict::{Refusal, exit_code_table};
 use crate::x86::features::features;
@@ -22,6 +23,7 @@ const TOPICS: &[(&str, Text)] = &[
     ("cpu", cpu),
     ("control", || CONTROL.to_owned()),
     ("coverage", || COVERAGE.to_owned()),
+    ("audit-report", || audit::report::SCHEMA.to_owned()),
 ];
 
 /// What `ringfence help test` says behind the options.
@@ -212,7 +214,7 @@ pub(super) fn show(topic: Option<&str>) -> u8 {
         None => {
             let topics: Vec<_> = TOPICS.iter().map(|(name, _)| *name).collect();
             super::tell(format_args!(
-                "there is no help on {topic:?}; there is on run, test, test-runner, guests, doctor, {}",
+                "there is no help on {topic:?}; there is on run, test, test-runner, guests, doctor, audit, {}",
                 topics.join(", ")
             ));
             super::code(Refusal::Usage)

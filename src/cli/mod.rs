@@ -2,6 +2,8 @@
 //! exit code. The only module that names clap.
 
 mod args;
+mod audit;
+mod audit_text;
 mod control;
 mod doctor;
 mod dry_run;
@@ -41,6 +43,7 @@ pub fn main() -> ExitCode {
         Command::Guests(args) => guests::list(&args),
         Command::Doctor(args) => doctor::examine(&args),
         Command::Control(args) => control::ask(&args),
+        Command::Audit(args) => audit::audit(&args),
         Command::Help { topic } => help::show(topic.as_deref()),
     };
     ExitCode::from(code)
