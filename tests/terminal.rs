@@ -19,6 +19,8 @@ struct Terminal {
     /// Keeps the terminal's settings when ringfence has gone.
     other_side: OwnedFd,
     screen: Arc<Mutex<Vec<u8>>>,
+    /// Ends when the other side is closed everywhere and all is read.
+    reader: thread::JoinHandle<()>,
     before: Settings,
     child: Child,
 }
@@ -67,13 +69,13 @@ impl Terminal {
         let child = command.spawn().unwrap();
         let screen = Arc::new(Mutex::new(Vec::new()));
         let (mut from, to) = (keys.try_clone().unwrap(), screen.clone());
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut buffer = [0; 256];
             while let Ok(n @ 1..) = from.read(&mut buffer) {
                 to.lock().unwrap().extend_from_slice(&buffer[..n]);
             }
         });
-        Self { keys, other_side, screen, before, child }
+        Self { keys, other_side, screen, reader, before, child }
     }
 
     fn text(&self) -> String {
@@ -103,7 +105,9 @@ impl Terminal {
         };
         assert_eq!(status.code(), Some(code), "{status}: {:?}", self.text());
         assert_eq!(settings(&self.other_side), self.before);
-        self.text()
+        drop(self.other_side);
+        self.reader.join().unwrap();
+        String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned()
     }
 }
 
