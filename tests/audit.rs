@@ -26,34 +26,55 @@ struct Row {
     words: Vec<&'static str>,
 }
 
+/// The processors on which kvm_pvm was looked at: the vendor, and flags without which some cells
+/// are others.
+const TRIED: &[&[&str]] =
+    &[&["AuthenticAMD"], &["GenuineIntel", "cpuid_fault", "fsgsbase", "rdpid", "umip", "xsaves"]];
+
 /// The rows of the machine that this is, and why there are none.
 fn rows() -> Result<Vec<Row>, String> {
     let backend = Backend::detect().name();
     let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let known = match backend {
-        "kvm_pvm" => processor.contains("AuthenticAMD"),
+        "kvm_pvm" => TRIED.iter().any(|them| them.iter().all(|it| has(&processor, it))),
         _ => std::env::var_os("RINGFENCE_RIG").is_some(),
     };
     if !known {
         return Err(format!("the table has nothing of {backend} on this processor"));
     }
     let lines = TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let rows = lines.filter_map(|line| {
-        let mut columns = line.split('|').map(str::trim);
-        let (on, name, words) = (columns.next()?, columns.next()?, columns.next()?);
+    let mut rows = BTreeMap::new();
+    for line in lines {
+        let columns: Vec<_> = line.split('|').map(str::trim).collect();
+        let &[place, name, words] = &columns[..] else {
+            return Err(format!("the table has a line that is none: {line}"));
+        };
+        let (on, flag) = place.split_once(' ').map_or((place, None), |(on, it)| (on, Some(it)));
+        if on != backend || flag.is_some_and(|flag| !has(&processor, flag)) {
+            continue;
+        }
         let separator = if name == LEAKS { ';' } else { ' ' };
         let words = words.split(separator).map(str::trim).filter(|word| !word.is_empty());
-        let words = words.map(|word| on_this(word, &processor));
-        (on == backend).then(|| Row { name, words: words.collect() })
-    });
-    Ok(rows.collect())
+        let words = words.map(|word| on_this(word, &processor)).collect();
+        // What is said of a processor counts more than what is said of all.
+        let row = rows.entry(name).or_insert((flag, Row { name, words: Vec::new() }));
+        if row.0.is_none() || flag.is_some() {
+            *row = (flag, Row { name, words });
+        }
+    }
+    Ok(rows.into_values().map(|(_, row)| row).collect())
+}
+
+/// Does /proc/cpuinfo have this word, a flag or a vendor?
+fn has(processor: &str, word: &str) -> bool {
+    processor.split_whitespace().any(|it| it == word)
 }
 
 /// `A/FLAG:B` is B where the processor has what /proc/cpuinfo calls FLAG, and A elsewhere.
 fn on_this(word: &'static str, processor: &str) -> &'static str {
     let choice = word.split_once('/').and_then(|(a, rest)| Some((a, rest.split_once(':')?)));
     match choice {
-        Some((_, (flag, with))) if processor.split_whitespace().any(|it| it == flag) => with,
+        Some((_, (flag, with))) if has(processor, flag) => with,
         Some((without, _)) => without,
         None => word,
     }
