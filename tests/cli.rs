@@ -326,6 +326,11 @@ fn serial_output_goes_where_it_is_sent() {
     run("run @hello --trace /dev/full").expect(71).one_line("trace to /dev/full");
     run("run @hello --serial file:/dev/full").expect(71).one_line("No space left on device");
     script("$R run @hello >/dev/full").expect(71).one_line("standard output");
+    // The report has the exit code that the process ends with.
+    let ended =
+        run("run @spin --serial null --timeout 1s --profile /dev/full --report -").expect(71);
+    let report = report(&ended.stdout);
+    assert_eq!((&report["exit_code"], &report["verdict"]), (&71.into(), &"timeout".into()));
 }
 
 #[test]

@@ -374,6 +374,8 @@ fn killed_at_any_time_it_leaves_valid_reports_and_nobody_behind() {
         thread::sleep(Duration::from_millis(wait));
         running.signal(libc::SIGKILL).end();
         assert!(partial_reports(&dir) < 40);
+        let report = fs::read_to_string(dir.join("j.xml")).unwrap();
+        assert!(report.contains("errors=\"1\"") && report.contains("did not come to its end"));
         nobody_is_left(&dir);
     }
 }
@@ -389,6 +391,8 @@ fn told_to_end_it_says_what_did_not_run() {
         assert!(ended.out().contains("not run"), "{ended:?}");
         nobody_is_left(&dir);
         assert_eq!(partial_reports(&dir), 60);
+        let report = fs::read_to_string(dir.join("j.xml")).unwrap();
+        assert!(!report.contains("did not come to its end"), "{report}");
         let lines = json_lines(&fs::read(dir.join("l.jsonl")).unwrap());
         assert_eq!(lines.last().unwrap()["signal"], signal);
     }

@@ -142,7 +142,7 @@ fn execute(args: &RunArgs, config: &Config) -> Result<Outcome, Error> {
     if let Some(session) = gdb {
         session.finish();
     }
-    let report = machine.report();
+    let mut report = machine.report();
     // What cannot be written costs nothing of what can be said.
     let written = [
         core.map(drop),
@@ -150,7 +150,10 @@ fn execute(args: &RunArgs, config: &Config) -> Result<Outcome, Error> {
         observe::write_profile(args, &machine),
         observe::write_coverage(args, &machine),
     ];
-    let unwritten = written.into_iter().filter_map(Result::err).collect();
+    let unwritten: Vec<_> = written.into_iter().filter_map(Result::err).collect();
+    if let Some(e) = unwritten.first() {
+        report.exit_code = super::code(e.refusal());
+    }
     // The kernel takes the VM down with the process, faster than piece by piece.
     std::mem::forget(machine);
     Ok(Outcome { verdict, report, unwritten })

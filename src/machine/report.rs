@@ -26,7 +26,8 @@ pub struct Report {
     pub ringfence: &'static str,
     /// The verdict's name in the table of exit codes, or "skipped".
     pub verdict: &'static str,
-    /// The exit code that goes with it.
+    /// The exit code that goes with it; another where the process ends with another, because an
+    /// output could not be written.
     pub exit_code: u8,
     /// The verdict in words, with where and why.
     pub cause: String,

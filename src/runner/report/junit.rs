@@ -1,5 +1,6 @@
 //! JUnit XML, as Jenkins, GitLab and GitHub actions read it. The file is replaced as a whole now
-//! and then, so that it is valid whenever the run is killed.
+//! and then, so that it is valid whenever the run is killed; until the run's end it says that there
+//! is more to come.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -37,9 +38,10 @@ impl Junit {
     fn write(&mut self, took: Option<Duration>) -> io::Result<()> {
         let began = Instant::now();
         let mut report = quick_junit::Report::new("ringfence");
-        if let Some(took) = took {
-            report.set_time(took);
-        }
+        match took {
+            Some(took) => report.set_time(took),
+            None => report.add_test_suite(unfinished()),
+        };
         report.add_test_suites(self.suites.values().cloned());
         let text = report.to_string().map_err(io::Error::other)?;
         write_whole(&self.path, text.as_bytes())?;
@@ -82,6 +84,16 @@ impl Report for Junit {
     fn end(&mut self, totals: &Totals) -> io::Result<()> {
         self.write(Some(totals.took))
     }
+}
+
+/// What a report holds until the run's end: read alone, it does not pass.
+fn unfinished() -> TestSuite {
+    let mut status = TestCaseStatus::non_success(NonSuccessKind::Error);
+    status.set_message("the run did not come to its end: what is not in this report did not run");
+    status.set_type(Status::NotRun.words().replace(' ', "-"));
+    let mut suite = TestSuite::new("ringfence");
+    suite.add_test_case(TestCase::new("the whole run", status));
+    suite
 }
 
 /// Images that were named one by one are a suite too.
