@@ -237,10 +237,15 @@ fn lost() {
     client.ask("?");
     client.send("vCont;c");
     drop(client);
+    // It may not have come to its loop yet.
+    let spins = || {
+        let mut client = session.client();
+        assert!(client.ask("?").starts_with('T'));
+        unhex(&client.ask(&format!("m{:x},8", address("spins"))))
+    };
+    assert!(wait_until(|| spins() != [0; 8]), "the breakpoint at spin stayed");
     let mut client = session.client();
-    assert!(client.ask("?").starts_with('T'));
-    let spins = unhex(&client.ask(&format!("m{:x},8", address("spins"))));
-    assert_ne!(spins, [0; 8], "the breakpoint at spin stayed");
+    client.ask("?");
     assert_eq!(client.ask(&format!("M{:x},4:00000000", address("spinning"))), "OK");
     drop(client);
     session.expect(0);
@@ -278,7 +283,9 @@ fn garbage() {
         drop(client);
     }
     let mut client = session.client();
-    assert!(client.ask("?").starts_with('T'), "it can still be debugged");
+    client.send("?");
+    let stop = client.packet().unwrap_or_default();
+    assert!(stop.starts_with('T'), "it can still be debugged: {stop:?} {}", session.told());
     client.send("k");
     let ended = session.expect(128 + libc::SIGKILL);
     assert!(!ended.stderr.contains("panicked"), "{ended:?}");

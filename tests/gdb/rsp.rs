@@ -2,19 +2,40 @@
 //! never sends, and for machines that have none.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::common::LIMIT;
 
 /// Both kinds of socket.
-pub trait Wire: Read + Write + Send {}
-impl<T: Read + Write + Send> Wire for T {}
+pub trait Wire: Read + Write + Send {
+    fn hang_up(&self);
+}
+
+impl Wire for UnixStream {
+    fn hang_up(&self) {
+        let _ = self.shutdown(Shutdown::Both); // the stub may have hung up before
+    }
+}
+
+impl Wire for TcpStream {
+    fn hang_up(&self) {
+        let _ = self.shutdown(Shutdown::Both);
+    }
+}
 
 /// A connection to the stub.
 pub struct Client {
     wire: Box<dyn Wire>,
+}
+
+/// Closing alone is not seen at once: a process that another test is about to start has the socket
+/// too, from its fork to its exec.
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.wire.hang_up();
+    }
 }
 
 impl Client {
