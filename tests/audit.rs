@@ -592,7 +592,18 @@ fn explain() -> Result<(), Failed> {
 fn bad_input() -> Result<(), Failed> {
     let not_json = Scratch::new("bad.json", b"{");
     let no_report = Scratch::new("none.json", b"{\"format\": 7}");
-    let cases: [(&[&str], i32); 6] = [
+    let wide = Scratch::new("wide.json", b"\xff\xfe{\0}\0");
+    let text = String::from_utf8_lossy(&audit().output.stdout).into_owned();
+    let marked = Scratch::new("marked.json", format!("\u{feff}{text}").as_bytes());
+    let more = Scratch::new("more.json", text.replacen('{', "{\"more\": 1,", 1).as_bytes());
+    let empty = Report { instructions: vec![], ..report()?.clone() };
+    let empty = Scratch::new("empty.json", serde_json::to_string(&empty)?.as_bytes());
+    let cases: [(&[&str], i32); 11] = [
+        (&["audit", "--compare", wide.path(), marked.path()], 65),
+        (&["audit", "--compare", marked.path(), more.path()], 65),
+        (&["audit", "--compare", marked.path(), empty.path()], 65),
+        (&["audit", "--json", "--html", "-"], 64),
+        (&["audit", "--html", "/nonexistent/page.html", "--compare", "a", "b"], 64),
         (&["audit", "--explain", "frobnicate"], 64),
         (&["audit", "--compare", "/nonexistent", "/nonexistent"], 66),
         (&["audit", "--compare", not_json.path(), not_json.path()], 65),
@@ -607,7 +618,8 @@ fn bad_input() -> Result<(), Failed> {
             return Err(format!("{args:?}: {output:?}").into());
         }
     }
-    Ok(())
+    let output = run(&["audit", "--compare", marked.path(), marked.path()]);
+    if output.status.success() { Ok(()) } else { Err(format!("{output:?}").into()) }
 }
 
 fn no_kvm() -> Result<(), Failed> {

@@ -40,7 +40,7 @@ record() { # $1: whose, the fields "test" and "program"; $2: the others
 
 # Runs the test under both programs; false when there is no time left for it.
 one_test() {
-	local options reason why ours theirs whose=\"test\":\"$name\"
+	local options reason why ours theirs most whose=\"test\":\"$name\"
 	has "$whose" || { has "$whose,\"program\":\"ringfence\"" &&
 		{ [ -z "$qemu" ] || has "$whose,\"program\":\"qemu\""; }; } && return 0
 	translate "$params"

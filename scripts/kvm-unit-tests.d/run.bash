@@ -1,9 +1,11 @@
 # Runs one test under one program. Sourced by scripts/kvm-unit-tests.
 # shellcheck shell=bash disable=SC2154,SC2034,SC2054  # shared with scripts/kvm-unit-tests
 
-# The commands, as arrays `ours` and `theirs`; `options` is what translate made.
+# The commands, as arrays `ours` and `theirs`, and their time limit, `most`; `options` is what
+# translate made.
 commands() {
-	local image=$images/x86/$file most=$limit
+	local image=$images/x86/$file
+	most=$limit
 	# shellcheck disable=SC2016  # it stands so in the list: the time when the test begins
 	local args=${args//'`date +%s`'/$(date +%s)}
 	[ "${limits:-0}" -le 60 ] || most=$long
@@ -28,7 +30,7 @@ print_commands() {
 		echo "# $name: ${why:-$reason}"
 		return
 	fi
-	local ours theirs
+	local ours theirs most
 	commands
 	printf '%s:' "$name"
 	printf ' %q' "${ours[@]}"
@@ -50,6 +52,8 @@ run() {
 	{ kill $watcher && wait $watcher; } 2>/dev/null || :
 	seconds=$(awk -v us=$((end - begin)) 'BEGIN { printf "%.2f", us / 1e6 }')
 	verdict=$(judge "$log" "$status")
+	# QEMU ends with 0 when it is told to end, and not every timeout(1) with 124 then.
+	[ "$status" != 0 ] || [ "${seconds%.*}" -lt "$most" ] || verdict='time limit'
 }
 
 # Where KVM cannot go on QEMU stops its machine and waits: that would last to the time limit.

@@ -78,6 +78,7 @@ impl Whose {
 
 /// A value that a guest saw.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Seen {
     /// Of what.
     pub what: String,
@@ -93,6 +94,7 @@ pub struct Seen {
 
 /// An instruction in a mode and a ring.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cell {
     /// The mode and the ring.
     pub context: String,
@@ -147,7 +149,8 @@ impl Cell {
     }
 
     /// In a word, for a table: what happened, and behind it `!` where the guest saw the host's,
-    /// `~` where it saw neither its own nor the host's, or a zero, `?` where the manuals say otherwise.
+    /// `~` where it saw neither its own nor the host's, a zero, or what nobody can tell, `?` where the
+    /// manuals say otherwise.
     pub fn word(&self) -> String {
         let word = match self.ran {
             Ran::Direct => "direct",
@@ -164,7 +167,7 @@ impl Cell {
         let word = word.split('(').next().unwrap_or(word);
         let mark = match self.seen.as_ref().map(|seen| seen.whose) {
             Some(Whose::Host) => "!",
-            Some(Whose::Constant | Whose::Zero) => "~",
+            Some(Whose::Constant | Whose::Zero | Whose::Unknown) => "~",
             _ if self.as_manual || matches!(self.ran, Ran::CouldNotRun | Ran::Absent) => "",
             _ => "?",
         };

@@ -4,7 +4,8 @@
 use std::fmt::Write;
 
 use super::One;
-use super::instruction::Instruction;
+use super::instruction::{Instruction, Needs};
+use super::table::INSTRUCTIONS;
 use super::theory;
 
 /// Columns of a page.
@@ -17,13 +18,32 @@ pub fn explain(row: &Instruction, found: Option<&One>) -> String {
     say("", &format!("{}: {}", row.name, row.about));
     say("  bytes", &bytes(row));
     say("  class", &class(row));
-    say("  why", row.why);
+    say("  why", &why(row));
     say("  exits", row.exits);
     if let Some(found) = found {
         page.push('\n');
         here(&mut page, found);
     }
     page
+}
+
+/// Why a monitor must see it; where that is "as X", X's reason too.
+fn why(row: &Instruction) -> String {
+    let mut text = row.why.to_owned();
+    let mut last = row;
+    while let Some(other) = same_as(last) {
+        text += &format!(" {}: {}", other.name.to_uppercase(), other.why);
+        last = other;
+    }
+    text
+}
+
+/// The instruction that this one's reason names: "As POPF: ...". None points back.
+fn same_as(row: &Instruction) -> Option<&'static Instruction> {
+    let name = row.why.strip_prefix("As ")?.split(['.', ',', ';', ':']).next()?.to_lowercase();
+    let whole = INSTRUCTIONS.iter().find(|other| other.name == name);
+    let by_word = || INSTRUCTIONS.iter().find(|other| other.name.split(' ').any(|it| it == name));
+    whole.or_else(by_word).filter(|other| other.name != row.name)
 }
 
 fn here(page: &mut String, found: &One) {
@@ -63,10 +83,15 @@ fn bytes(row: &Instruction) -> String {
 }
 
 fn class(row: &Instruction) -> String {
-    let privileged = if row.is_privileged() {
-        "privileged (it traps outside ring 0)"
-    } else {
-        "unprivileged (it does not trap by itself in ring 3)"
+    let privileged = match (row.is_privileged(), row.needs) {
+        (false, _) => "unprivileged (it does not trap by itself in ring 3)",
+        (true, Needs::Absent) => {
+            "privileged (it traps in ring 3, and in ring 0 too as long as the guest does not have it)"
+        }
+        (true, Needs::Iopl) => {
+            "privileged (it traps outside ring 0, unless the I/O privilege level, or for ports the I/O permission bitmap, lets the ring)"
+        }
+        (true, _) => "privileged (it traps outside ring 0)",
     };
     let sensitive = match row.sensitive.name() {
         "innocuous" => "innocuous".to_owned(),
@@ -99,7 +124,6 @@ fn wrap(page: &mut String, head: &str, text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::table::INSTRUCTIONS;
     use super::*;
 
     #[test]
@@ -109,6 +133,17 @@ mod tests {
             assert!(page.lines().count() >= 5, "{page}");
             assert!(page.lines().all(|line| line.len() <= WIDTH), "{page}");
         }
+    }
+
+    #[test]
+    fn a_reason_that_is_another_ones_is_told() {
+        let rows = INSTRUCTIONS.iter().filter(|row| row.why.starts_with("As "));
+        for row in rows.filter(|row| !row.why.starts_with("As MOV ")) {
+            let other = same_as(row).unwrap_or_else(|| panic!("{}: {}", row.name, row.why));
+            assert!(why(row).contains(other.why), "{}", why(row));
+        }
+        let row = INSTRUCTIONS.iter().find(|row| row.name == "outs").unwrap();
+        assert!(why(row).starts_with("As IN. IN: "), "{}", why(row));
     }
 
     #[test]

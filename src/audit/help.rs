@@ -110,7 +110,8 @@ fn has_natively(feature: Feature) -> bool {
     has(&[native::cpuid(feature.leaf, feature.sub_leaf)], feature)
 }
 
-fn cpuinfo_has(flag: &str) -> Option<bool> {
+/// Does Linux name this feature among those that are on? `None` where it does not say.
+pub fn cpuinfo_has(flag: &str) -> Option<bool> {
     let text = fs::read_to_string("/proc/cpuinfo").ok()?;
     let flags = text.lines().find(|line| line.starts_with("flags"))?;
     Some(flags.split_whitespace().any(|word| word == flag))

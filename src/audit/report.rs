@@ -12,6 +12,7 @@ pub const SCHEMA: &str = include_str!("schema.json");
 
 /// All that was found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Report {
     /// [`FORMAT`].
     pub format: u32,
@@ -41,6 +42,7 @@ pub struct Report {
 
 /// A host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Host {
     /// The kernel module behind the device node.
     pub backend: String,
@@ -59,6 +61,7 @@ pub struct Host {
 
 /// A mode and a ring.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ContextFinding {
     /// Its name.
     pub name: String,
@@ -88,6 +91,7 @@ pub enum Entered {
 
 /// An instruction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct InstructionFinding {
     /// Its name.
     pub name: String,
@@ -103,6 +107,7 @@ pub struct InstructionFinding {
 
 /// What CPUID told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cpuid {
     /// Leaves that were compared, in each ring.
     pub leaves: usize,
@@ -114,6 +119,7 @@ pub struct Cpuid {
 
 /// A leaf that is not what KVM was told to show.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct WrongLeaf {
     /// The mode and the ring.
     pub context: String,
@@ -137,6 +143,7 @@ pub struct WrongLeaf {
 
 /// A feature bit that was masked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MaskedBit {
     /// The feature.
     pub name: String,
@@ -146,6 +153,7 @@ pub struct MaskedBit {
 
 /// A model-specific register.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Msr {
     /// Its number, in hexadecimal.
     pub index: String,
@@ -169,6 +177,7 @@ pub struct Msr {
 
 /// A clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Clock {
     /// Its name.
     pub name: String,
@@ -180,6 +189,7 @@ pub struct Clock {
 
 /// What something costs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cost {
     /// What.
     pub name: String,
@@ -201,6 +211,7 @@ pub struct Cost {
 
 /// A help of the hardware's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Help {
     /// Its name.
     pub name: String,
@@ -214,6 +225,7 @@ pub struct Help {
 
 /// What the theory says of this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Theory {
     /// Sensitive instructions that a guest in ring 3 executes without its kernel in ring 0 being
     /// told: with one of these trap and emulate does not hold.
@@ -233,6 +245,7 @@ pub struct Theory {
 
 /// One of Popek and Goldberg's properties of a virtual machine monitor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Property {
     /// Its name.
     pub name: String,
@@ -246,6 +259,7 @@ pub struct Property {
 
 /// Something of the host's that a guest saw.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Leak {
     /// By what.
     pub by: String,
@@ -320,7 +334,9 @@ impl Report {
             Some(format) => return Err(format!("its format is {format}, not {FORMAT}")),
             None => return Err("it is no report of an audit".to_owned()),
         }
-        serde_json::from_value(value).map_err(|e| e.to_string())
+        let report: Self = serde_json::from_value(value).map_err(|e| e.to_string())?;
+        let is_empty = report.contexts.is_empty() || report.instructions.is_empty();
+        if is_empty { Err("it tells of no instruction".to_owned()) } else { Ok(report) }
     }
 
     /// The cell of an instruction.

@@ -23,6 +23,9 @@ pub struct Sight<'a> {
     pub aux: bool,
     /// CR4 of the guest.
     pub cr4: u64,
+    /// Has the host's kernel UMIP on? Then it shows its programs stand-ins for what SGDT, SIDT, SLDT,
+    /// SMSW and STR store (Linux, arch/x86/kernel/umip.c).
+    pub umip: bool,
 }
 
 /// Three values that are the same or not.
@@ -66,6 +69,8 @@ impl Sight<'_> {
         let whose = match values.host {
             // Bits are compared one by one: some may be the guest's.
             Some(host) if row.sees == Sees::Features && values.has_bits_of(host) => Whose::Host,
+            // Nobody has set the guest's: it has none of its own.
+            Some(0) if self.is_unset(row.sees) && values.seen == 0 => Whose::Zero,
             Some(host) if values.seen == values.own && host == values.own => Whose::Same,
             _ if values.seen == values.own => Whose::Own,
             // A zero is nobody's, unless it is an answer.
@@ -73,6 +78,7 @@ impl Sight<'_> {
                 Whose::Host
             }
             Some(0) if values.seen == 0 => Whose::Zero,
+            None if self.is_hidden(row.sees) => Whose::Unknown,
             _ => Whose::Constant,
         };
         let hex = |value: u128| format!("{value:#x}");
@@ -83,6 +89,18 @@ impl Sight<'_> {
             host: values.host.map(hex),
             whose,
         })
+    }
+
+    /// Does the host keep from its programs what this instruction shows of it?
+    fn is_hidden(&self, sees: Sees) -> bool {
+        let by_umip = [Sees::Gdtr, Sees::Idtr, Sees::Ldtr, Sees::TaskRegister, Sees::MachineStatus];
+        let never = [Sees::Cr3, Sees::Cr4, Sees::Dr7, Sees::ApicBase, Sees::FsBase];
+        self.native.is_none() && !never.contains(&sees) || self.umip && by_umip.contains(&sees)
+    }
+
+    /// TSC_AUX, where the guest's kernel may not write it.
+    fn is_unset(&self, sees: Sees) -> bool {
+        !self.aux && matches!(sees, Sees::AuxInEcx | Sees::AuxInEax)
     }
 
     /// A clock of the guest's own is offset; one that lies between two readings of the host's is
@@ -101,8 +119,9 @@ impl Sight<'_> {
 
     fn values(&self, row: &Instruction, context: Context, run: &Run) -> Option<Values> {
         let (sees, native) = (row.sees, self.native);
-        let of = |field: fn(&Native) -> u64| native.map(|native| u128::from(field(native)));
         let rax = run.regs.rax;
+        let native = native.filter(|_| !self.is_hidden(sees));
+        let of = |field: fn(&Native) -> u64| native.map(|native| u128::from(field(native)));
         let own_selector = |selector: u16| if context.mode == Mode::Real { 0 } else { selector };
         let (what, seen, own, host) = match sees {
             Sees::Nothing | Sees::Tsc | Sees::Answer => return None,
@@ -167,6 +186,7 @@ impl Sight<'_> {
             Sees::Gdtr => ("GDTR (base, limit)", context.gdt(), self.native.map(|n| &n.gdtr)),
             _ => ("IDTR (base, limit)", context.idt(), self.native.map(|n| &n.idtr)),
         };
+        let host = host.filter(|_| !self.is_hidden(sees));
         let own = u128::from(table.base) << 16 | u128::from(table.limit);
         let host = host.map(|bytes| value(bytes, size));
         Some(Values { what, seen: value(&run.operand, size), own, host })
@@ -204,5 +224,58 @@ fn own_flags(context: Context, pops: Pops) -> u64 {
         _ if context.ring > 0 => 0,
         Pops::Flags => 1 << 9 | 3 << 12,
         _ => 1 << 9,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::context::CONTEXTS;
+    use super::super::lab::{Counts, End};
+    use super::super::table::INSTRUCTIONS;
+    use super::*;
+    use crate::x86::Regs;
+
+    /// Whose it is that an instruction showed in ring 3 of long mode, in RAX and ECX.
+    fn whose(name: &str, value: u64, native: Option<&Native>, umip: bool) -> Whose {
+        let leaf = Leaf::default();
+        let sight = Sight {
+            native,
+            host_leaf: leaf,
+            guest_leaf: leaf,
+            tsc: (0, 0),
+            aux: false,
+            cr4: 0,
+            umip,
+        };
+        let run = Run {
+            end: End::Finished,
+            regs: Regs { rax: value, rcx: value, ..Default::default() },
+            flags: 0,
+            top: 0,
+            operand: [0; 16],
+            start: 0,
+            counts: Counts::default(),
+        };
+        let row = INSTRUCTIONS.iter().find(|row| row.name == name).unwrap();
+        let context = CONTEXTS.iter().find(|context| context.name == "long/3").unwrap();
+        sight.judge(row, *context, &run).unwrap().whose
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_nobodys() {
+        let host = Native { rights: 0x40_F500, task: 0x40, ..Native::default() };
+        assert_eq!(whose("lar", 0x40_F500, Some(&host), false), Whose::Host);
+        assert_eq!(whose("lar", 0x40_F500, None, false), Whose::Unknown);
+        assert_eq!(whose("lar", OWN_RIGHTS, None, false), Whose::Own);
+        // What a kernel with UMIP shows is no register of the host's.
+        assert_eq!(whose("str", 0x40, Some(&host), false), Whose::Host);
+        assert_eq!(whose("str", 0x40, Some(&host), true), Whose::Unknown);
+    }
+
+    #[test]
+    fn a_register_that_nobody_set_is_not_the_guests() {
+        let on = |cpu| Native { aux: cpu, ..Native::default() };
+        assert_eq!(whose("rdpid", 1, Some(&on(1)), false), Whose::Host);
+        assert_eq!(whose("rdpid", 0, Some(&on(0)), false), Whose::Zero);
     }
 }

@@ -239,7 +239,7 @@ pub const INSTRUCTIONS: &[Instruction] = &[
     row("mov r, cr2", Needs::Ring0, Behaviour, &[0x0F, 0x20, 0xD0]).exits("VT-x: none; AMD-V: CR2 read (0x02), if asked for")
         .says("Reads the address of the last page fault.", "With shadow page tables the processor's own is that of a fault of the monitor's."),
     row("mov cr2, r", Needs::Ring0, Control, &[0x0F, 0x22, 0xD0]).a(Input::Value(0)).exits("VT-x: none; AMD-V: CR2 write (0x12), if asked for")
-        .says("Writes the address of the last page fault.", "As reading it."),
+        .says("Writes the address of the last page fault.", "The guest's own fault handler reads it: another's value would send it astray."),
     row("mov r, cr3", Needs::Ring0, Behaviour, &[0x0F, 0x20, 0xD8]).sees(Sees::Cr3).exits("VT-x: CR access (28), without nested paging; AMD-V: CR3 read (0x03), likewise")
         .says("Reads the address of the page tables.", "It is a physical address: with shadow page tables not the guest's. Nested paging (EPT, NPT) gives the guest its own."),
     row("mov cr3, r", Needs::Ring0, Control, &[0x0F, 0x22, 0xD8]).a(Input::Cr3).exits("VT-x: CR access (28), without nested paging; AMD-V: CR3 write (0x13), likewise")
@@ -319,7 +319,7 @@ pub const INSTRUCTIONS: &[Instruction] = &[
     row("clac", Needs::Ring0OrUndefined, Control, &[0x0F, 0x01, 0xCA]).feature(SMAP).exits(NONE)
         .says("Forbids a kernel to touch the pages of programs.", "As STAC."),
     row("rsm", Needs::Absent, Control, &[0x0F, 0xAA]).exits("VT-x: RSM (17); AMD-V: RSM (0x73)")
-        .says("Leaves system management mode.", "Outside that mode it is undefined."),
+        .says("Leaves system management mode.", "It restores a whole state of the processor. Outside that mode it is undefined, in every ring: it hangs on the mode, not on the ring."),
     row("getsec", Needs::Absent, Control, &[0x0F, 0x37]).exits("VT-x: GETSEC (11), always")
         .says("Measured launch (Intel TXT).", "It would replace the host's kernel. Without CR4.SMXE it is undefined."),
     row("encls", Needs::Absent, Control, &[0x0F, 0x01, 0xCF]).exits("VT-x: ENCLS (60), for the functions asked for; AMD-V: none, it is undefined there")

@@ -130,7 +130,7 @@ fn efficiency(rows: &[InstructionFinding]) -> Property {
 
 /// Everything of the host's that a guest saw: by instruction, by leaf, by MSR.
 pub fn leaks(rows: &[InstructionFinding], cpuid: &Cpuid, msrs: &[Msr]) -> Vec<Leak> {
-    let mut leaks: Vec<Leak> = rows.iter().filter_map(instruction).collect();
+    let mut leaks: Vec<Leak> = rows.iter().flat_map(instruction).collect();
     leaks.extend(cpuid_leaks(rows, cpuid));
     let read = msrs.iter().filter(|msr| msr.whose == Some(Whose::Host));
     leaks.extend(read.map(|msr| Leak {
@@ -204,7 +204,15 @@ fn cause(cell: &Cell, cpuid: &Cpuid) -> Option<Cause> {
 
 fn what_cpuid_shows(cpuid: &Cpuid, contexts: &[String]) -> String {
     let host = |leaf: &&WrongLeaf| leaf.whose == Whose::Host && contexts.contains(&leaf.context);
-    let leaves: Vec<_> = cpuid.wrong.iter().filter(host).collect();
+    let mut leaves: Vec<&WrongLeaf> = vec![];
+    for leaf in cpuid.wrong.iter().filter(host) {
+        // The same from another ring counts once.
+        match leaves.iter_mut().find(|other| other.leaf == leaf.leaf) {
+            Some(other) if other.host_bits < leaf.host_bits => *other = leaf,
+            Some(_) => {}
+            None => leaves.push(leaf),
+        }
+    }
     let names: Vec<_> = leaves.iter().map(|leaf| &leaf.leaf[..]).collect();
     let sum = |bits: fn(&WrongLeaf) -> u32| leaves.iter().map(|leaf| bits(leaf)).sum::<u32>();
     let shown = |bit: &&MaskedBit| bit.shown_in.iter().any(|shown| contexts.contains(shown));
@@ -221,19 +229,26 @@ fn what_cpuid_shows(cpuid: &Cpuid, contexts: &[String]) -> String {
     )
 }
 
-/// What an instruction shows of the host's; CPUID is dealt with leaf by leaf.
-fn instruction(row: &InstructionFinding) -> Option<Leak> {
-    let host = |cell: &&Cell| cell.seen.as_ref().is_some_and(|seen| seen.whose == Whose::Host);
-    let cells: Vec<_> = row.cells.iter().filter(host).collect();
-    let first = cells.first().filter(|_| row.name != "cpuid")?;
-    let seen = first.seen.as_ref()?;
-    let own = format!("{} (its own: {})", seen.value, seen.own);
-    Some(Leak {
-        by: row.name.clone(),
-        contexts: cells.iter().map(|cell| cell.context.clone()).collect(),
-        what: format!("{}: {own}", seen.what),
-        why: why(first),
-    })
+/// What an instruction shows of the host's, a leak a cause; CPUID is dealt with leaf by leaf.
+fn instruction(row: &InstructionFinding) -> Vec<Leak> {
+    let mut leaks: Vec<Leak> = vec![];
+    for cell in row.cells.iter().filter(|_| row.name != "cpuid") {
+        let Some(seen) = cell.seen.as_ref().filter(|seen| seen.whose == Whose::Host) else {
+            continue;
+        };
+        let why = why(cell);
+        if let Some(leak) = leaks.iter_mut().find(|leak| leak.why == why) {
+            leak.contexts.push(cell.context.clone());
+            continue;
+        }
+        leaks.push(Leak {
+            by: row.name.clone(),
+            contexts: vec![cell.context.clone()],
+            what: format!("{}: {} (its own: {})", seen.what, seen.value, seen.own),
+            why,
+        });
+    }
+    leaks
 }
 
 /// The counter of KVM's that grows when its emulator gives up.
@@ -290,8 +305,11 @@ pub fn why(cell: &Cell) -> String {
         }
         (Whose::Zero, _) => "KVM shows a zero".to_owned(),
         (Whose::Constant, _) => "KVM shows an invented value".to_owned(),
-        (Whose::Same | Whose::Unknown, _) => {
+        (Whose::Same, _) => {
             "nothing can be told: there is no other value to compare with".to_owned()
+        }
+        (Whose::Unknown, _) => {
+            "nothing can be told: it is not the guest's, and this host lets no program read its own".to_owned()
         }
         (_, Ran::Direct) => {
             "it runs directly, and the processor holds the guest's own value: hardware keeps a copy for the guest, or KVM has loaded it".to_owned()

@@ -110,8 +110,8 @@ pub(super) struct ControlArgs {
 #[command(after_help = "\
 Runs guests of ringfence's own, which execute sensitive and privileged instructions, and for comparison \
 innocuous ones, in each mode and ring, and compares what they see with what the host shows itself. The \
-host is not changed. Not among them: what only SGX's enclaves, WAITPKG, CET, FRED, user interrupts, SEV-SNP and \
-the MSR lists have.
+host is not changed. Not among them: HRESET, MCOMMIT, VMFUNC, SYSRET outside 64-bit code, and what only SGX's \
+enclaves, Key Locker, WAITPKG, CET, FRED, user interrupts, TDX, SEV-SNP and the MSR lists have.
 
 The exit code is 0 where a guest saw nothing of the host's, 1 where it did, 77 without KVM. --explain and \
 --compare end with 0. The JSON's schema: `ringfence help audit-report`; --compare --json is a list of \
@@ -123,7 +123,8 @@ pub(super) struct AuditArgs {
     /// As JSON
     #[arg(long)]
     pub(super) json: bool,
-    /// Write a page with the machine drawn as layers, and the findings on it
+    /// Write a page with the machine drawn as layers, and the findings on it; to standard output (-) in
+    /// place of the tables
     #[arg(long, value_name = "FILE")]
     pub(super) html: Option<PathBuf>,
     /// Show what differs between two audits, as --json has written them; runs nothing

@@ -22,6 +22,10 @@ pub(super) fn audit(args: &AuditArgs) -> u8 {
     if let Some(name) = &args.explain {
         return explain(args, name);
     }
+    if args.json && is_page_alone(args) {
+        super::tell(format_args!("--json and --html - would both write to standard output"));
+        return super::code(Refusal::Usage);
+    }
     let mut progress = |what: &str| {
         if io::stderr().is_terminal() && !args.quiet {
             let _ = write!(io::stderr(), "\r\x1b[Kringfence: trying {what} ...");
@@ -37,7 +41,8 @@ pub(super) fn audit(args: &AuditArgs) -> u8 {
     }
 }
 
-/// 0 where nothing of the host's leaks, 1 where something does.
+/// 0 where nothing of the host's leaks, 1 where something does; that nothing does is not said where
+/// there was nothing to compare with.
 fn show(args: &AuditArgs, report: &Report) -> u8 {
     if let Some(path) = &args.html
         && let Err(e) = write_whole(path, audit::page(report).as_bytes())
@@ -46,18 +51,29 @@ fn show(args: &AuditArgs, report: &Report) -> u8 {
         return super::code(Refusal::Host);
     }
     let mut out = io::stdout().lock();
-    let shown = if args.json {
+    let shown = if is_page_alone(args) {
+        Ok(())
+    } else if args.json {
         serde_json::to_writer_pretty(&mut out, report)
             .map_err(io::Error::from)
             .and_then(|()| writeln!(out))
     } else {
-        let paint = Paint::of(out.is_terminal());
+        let paint = Paint::of(&out);
         audit_text::print(&mut out, report, paint)
     };
     match super::printed(shown) {
+        0 if report.is_isolated() && !report.host.native => {
+            super::tell(format_args!("{}", audit_text::NOT_COMPARED.replace('\n', " ")));
+            super::code(Refusal::Host)
+        }
         0 => u8::from(!report.is_isolated()),
         code => code,
     }
+}
+
+/// Does the page go to standard output?
+fn is_page_alone(args: &AuditArgs) -> bool {
+    args.html.as_deref() == Some(Path::new("-"))
 }
 
 fn explain(args: &AuditArgs, name: &str) -> u8 {
@@ -115,18 +131,20 @@ fn compare(args: &AuditArgs, first: &Path, second: &Path) -> u8 {
             .map_err(io::Error::from)
             .and_then(|()| writeln!(out))
     } else {
-        let paint = Paint::of(out.is_terminal());
+        let paint = Paint::of(&out);
         audit_text::print_comparison(&mut out, &found, paint)
     };
     super::printed(shown)
 }
 
 fn read(path: &Path) -> Result<Report, u8> {
-    let text = fs::read_to_string(path).map_err(|e| {
+    let bytes = fs::read(path).map_err(|e| {
         super::tell(format_args!("cannot read {}: {e}", path.display()));
         super::code(Refusal::NoImage)
     })?;
-    Report::parse(&text).map_err(|e| {
+    let text = str::from_utf8(&bytes).map_err(|e| format!("it is no UTF-8 text: {e}"));
+    let report = text.and_then(|text| Report::parse(text.trim_start_matches('\u{feff}')));
+    report.map_err(|e| {
         super::tell(format_args!(
             "{} is not what `ringfence audit --json` writes: {e}",
             path.display()

@@ -1,21 +1,26 @@
 //! What an audit found, as tables for people.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
+use super::terminal::takes_colour;
 use crate::audit::Comparison;
-use crate::audit::report::{Cell, Entered, InstructionFinding, Report, Whose, WrongLeaf};
+use crate::audit::report::{Cell, Entered, InstructionFinding, Msr, Report, Whose, WrongLeaf};
 
 /// Colour, on a terminal only.
 #[derive(Clone, Copy)]
 pub(super) struct Paint(bool);
 
 impl Paint {
-    pub(super) fn of(terminal: bool) -> Self {
-        Self(terminal && std::env::var_os("NO_COLOR").is_none())
+    pub(super) fn of(out: &impl IsTerminal) -> Self {
+        Self(takes_colour(out))
     }
 
     fn paint(self, style: &str, text: &str) -> String {
-        if self.0 { format!("\x1b[{style}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.0 && !style.is_empty() {
+            format!("\x1b[{style}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
     fn head(self, text: &str) -> String {
@@ -29,6 +34,9 @@ pub(super) fn print(out: &mut impl Write, report: &Report, paint: Paint) -> io::
     if !host.counters {
         writeln!(out, "KVM has no counters here: what trapped is inferred from the time it took.")?;
     }
+    if !host.native {
+        writeln!(out, "{NOT_COMPARED}")?;
+    }
     contexts(out, report, paint)?;
     instructions(out, report, paint)?;
     cpuid(out, report, paint)?;
@@ -39,6 +47,11 @@ pub(super) fn print(out: &mut impl Write, report: &Report, paint: Paint) -> io::
     theory(out, report, paint)?;
     leaks(out, report, paint)
 }
+
+/// What an audit is without a look at the host's own registers.
+pub(super) const NOT_COMPARED: &str = "\
+This host lets no program look at its own registers: whose it is that a guest saw is not told, but for
+CPUID, clocks and MSRs.";
 
 fn contexts(out: &mut impl Write, report: &Report, paint: Paint) -> io::Result<()> {
     writeln!(out, "\n{}", paint.head("Modes and rings"))?;
@@ -56,7 +69,8 @@ fn contexts(out: &mut impl Write, report: &Report, paint: Paint) -> io::Result<(
             (_, false) => "runs on the processor itself",
         };
         let nop = context.nop_cycles.map(|nop| format!("; a NOP costs {nop} cycles"));
-        writeln!(out, "  {:8} {how}{}{entered}", context.name, nop.unwrap_or_default())?;
+        let text = format!("{:8} {how}{}{entered}", context.name, nop.unwrap_or_default());
+        wrapped(out, 2, &text)?;
     }
     Ok(())
 }
@@ -98,7 +112,7 @@ fn instructions(out: &mut impl Write, report: &Report, paint: Paint) -> io::Resu
     writeln!(out, "  b, c behind a name: behaviour-sensitive, control-sensitive.")?;
     writeln!(
         out,
-        "  {} it saw the host's  {} neither its own nor the host's, or a zero  {} not as the manuals say",
+        "  {} it saw the host's  {} neither's, a zero, or not to be told  {} not as the manuals say",
         paint.paint("1;31", "!"),
         paint.paint("33", "~"),
         paint.paint("33", "?")
@@ -124,7 +138,7 @@ fn instruction(
             Some('!') => "1;31",
             Some('~' | '?') => "33",
             _ if word == "dies" => "35",
-            _ => "0",
+            _ => "",
         };
         line += &(paint.paint(style, &word) + &padding);
     }
@@ -174,7 +188,7 @@ fn msrs(out: &mut impl Write, report: &Report, paint: Paint) -> io::Result<()> {
         report.msrs.iter().filter(|msr| msr.value.is_none()).map(|msr| &msr.name[..]).collect();
     for msr in report.msrs.iter().filter(|msr| msr.value.is_some()) {
         let whose = msr.whose.map_or("", Whose::words);
-        let style = if msr.whose == Some(Whose::Host) { "1;31" } else { "0" };
+        let style = if msr.whose == Some(Whose::Host) { "1;31" } else { "" };
         let writable = match msr.writable {
             Some(true) => ", writable",
             Some(false) => ", not writable",
@@ -197,18 +211,22 @@ fn msrs(out: &mut impl Write, report: &Report, paint: Paint) -> io::Result<()> {
 
 /// What the machine's own registers did with a write.
 fn writes(out: &mut impl Write, report: &Report) -> io::Result<()> {
-    let named = |takes| {
-        let msrs = report.msrs.iter().filter(|msr| msr.foreign && msr.writable == Some(takes));
+    let named = |belongs: &dyn Fn(&&Msr) -> bool| {
+        let msrs = report.msrs.iter().filter(|msr| msr.foreign).filter(belongs);
         msrs.map(|msr| &msr.name[..]).collect::<Vec<_>>()
     };
-    let (taken, refused) = (named(true), named(false));
+    let is_told = |msr: &&Msr| msr.whose != Some(Whose::Unknown);
+    let taken = named(&|msr| msr.writable == Some(true) && is_told(msr));
+    let untold = named(&|msr| msr.writable == Some(true) && !is_told(msr));
+    let refused = named(&|msr| msr.writable == Some(false));
     let list = |names: &[&str]| match names {
         [] => "none".to_owned(),
         some => format!("{} ({})", some.len(), some.join(", ")),
     };
     let text = format!(
-        "registers of the machine's, written with what was read there: taken, into a copy or nowhere, unless it is the host's above: {}; an exception: {}",
+        "registers of the machine's, written with what was read there: taken, into a copy or nowhere, unless it is the host's above: {}; taken, and where it went is not told: {}; an exception: {}",
         list(&taken),
+        list(&untold),
         list(&refused)
     );
     wrapped(out, 2, &text)
@@ -217,7 +235,7 @@ fn writes(out: &mut impl Write, report: &Report) -> io::Result<()> {
 fn clocks(out: &mut impl Write, report: &Report, paint: Paint) -> io::Result<()> {
     writeln!(out, "\n{}", paint.head("Clocks"))?;
     for clock in &report.clocks {
-        let style = if clock.whose == Some(Whose::Host) { "1;31" } else { "0" };
+        let style = if clock.whose == Some(Whose::Host) { "1;31" } else { "" };
         writeln!(out, "  {:24} {}", clock.name, paint.paint(style, &clock.found))?;
     }
     Ok(())

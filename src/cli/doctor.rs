@@ -1,8 +1,9 @@
 //! `ringfence doctor`: what the host can do, as text or JSON.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use super::args::DoctorArgs;
+use super::terminal::takes_colour;
 use crate::inspect::doctor::{self, Examination, Finding, Grade, Host};
 use crate::kvm;
 use crate::verdict::Refusal;
@@ -16,7 +17,7 @@ pub(super) fn examine(args: &DoctorArgs) -> u8 {
             .map_err(io::Error::from)
             .and_then(|()| writeln!(out))
     } else {
-        let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let colour = takes_colour(&out);
         print(&mut out, &found, colour)
     };
     match super::printed(shown) {

@@ -1,5 +1,6 @@
 //! The terminal: raw input while a guest runs, and the way back from it, whatever happens.
 
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
@@ -75,6 +76,14 @@ pub(super) fn width(of: &impl AsRawFd) -> usize {
     // SAFETY: the call fills in `size`, which outlives it; a bad descriptor is an error.
     let known = unsafe { libc::ioctl(of.as_raw_fd(), libc::TIOCGWINSZ, &mut size) } == 0;
     if known && size.ws_col > 0 { size.ws_col.into() } else { USUAL }
+}
+
+/// Are colours welcome there? On a terminal that has them, unless NO_COLOR says otherwise
+/// (no-color.org: where it is not empty).
+pub(super) fn takes_colour(of: &impl IsTerminal) -> bool {
+    let says =
+        |name: &str, no: fn(&OsStr) -> bool| std::env::var_os(name).is_some_and(|it| no(&it));
+    of.is_terminal() && !says("NO_COLOR", |it| !it.is_empty()) && !says("TERM", |it| it == "dumb")
 }
 
 /// What a key does.

@@ -178,10 +178,10 @@ fn reports(args: &TestArgs) -> Result<Reports, Refused> {
     }
     // What people read makes way for what a machine reads.
     if to_stdout == 1 {
-        let style = style(args, io::stderr().is_terminal(), || terminal::width(&io::stderr()));
+        let style = style(args, &io::stderr(), || terminal::width(&io::stderr()));
         reports.add(Screen::new(io::stderr(), style));
     } else {
-        let style = style(args, io::stdout().is_terminal(), || terminal::width(&io::stdout()));
+        let style = style(args, &io::stdout(), || terminal::width(&io::stdout()));
         reports.add(Screen::new(io::stdout(), style));
     }
     if let Some(path) = &args.junit {
@@ -279,9 +279,10 @@ pub(super) fn need_kvm(path: &Option<PathBuf>) -> Result<(), Refused> {
     opened.map(drop).map_err(|e| (e.refusal(), machine::chain(&e)))
 }
 
-fn style(args: &TestArgs, terminal: bool, width: fn() -> usize) -> Style {
+fn style(args: &TestArgs, out: &impl IsTerminal, width: fn() -> usize) -> Style {
+    let terminal = out.is_terminal();
     Style {
-        colour: terminal && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty()),
+        colour: terminal::takes_colour(out),
         progress: terminal,
         passes: if terminal { args.verbose } else { !args.quiet },
         width,

@@ -52,6 +52,10 @@ fn verdict(page: &mut String, report: &Report) {
         ),
     };
     let _ = writeln!(page, "<p class=\"verdict {class}\">{text}{unknown}</p>");
+    if !report.host.native {
+        *page += "<p class=\"verdict bad\">This host lets no program look at its own registers: whose it is \
+                  that a guest saw is not told, but for CPUID, clocks and MSRs.</p>\n";
+    }
 }
 
 fn leaks(page: &mut String, report: &Report) {
@@ -81,7 +85,7 @@ fn instructions(page: &mut String, report: &Report) {
         <span class=\"user\">user</span>: trapped into KVM, or on to user space; \
         <span class=\"fault\">#GP</span>: an exception in the guest; \
         <span class=\"dies\">dies</span>: KVM cannot run it; \
-        <span class=\"host\">!</span> the guest saw the host's; ~ neither its own nor the host's, or a zero; \
+        <span class=\"host\">!</span> the guest saw the host's; ~ neither its own nor the host's, a zero, or not to be told; \
         ? not as the manuals say. &#9733; one of Robin and Irvine's seventeen; \
         <span class=\"sensitive\">name</span> sensitive and unprivileged.</p>\n";
 }

@@ -1,6 +1,7 @@
 //! The machine as layers, after the textbooks (API, ABI, ISA), with the findings where they belong:
 //! what goes past KVM, what stops there, what comes up to ringfence. Called by the page.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::escape;
@@ -8,9 +9,14 @@ use crate::audit::report::{Cell, Ran, Report, Whose};
 
 const WIDTH: u32 = 1040;
 const HEIGHT: u32 = 640;
-/// Characters of a list's line, and lines of it, that fit beside an arrow.
+/// Characters of a list's line that fit beside an arrow, and lines of it, of one list and of two.
 const LINE: usize = 36;
 const LINES: usize = 5;
+const HALF: usize = 2;
+/// Where nothing of the host's goes along, and where something does.
+const GREEN: &str = "#2e7d4f";
+const BLUE: &str = "#2f6fbf";
+const RED: &str = "#d92d20";
 
 /// The drawing.
 pub(super) fn draw(report: &Report) -> String {
@@ -156,7 +162,7 @@ fn arrow(svg: &mut String, x: u32, (from, to): (u32, u32), colour: &str) {
 }
 
 /// A heading and a list in lines, beside an arrow.
-fn list(svg: &mut String, (x, y): (u32, u32), head: &str, names: &[&str]) {
+fn list(svg: &mut String, (x, y): (u32, u32), most: usize, head: &str, names: &[&str]) {
     let mut lines = vec![String::new()];
     for name in names {
         let last = lines.len() - 1;
@@ -169,9 +175,9 @@ fn list(svg: &mut String, (x, y): (u32, u32), head: &str, names: &[&str]) {
         }
         lines[last] += name;
     }
-    if lines.len() > LINES {
-        lines.truncate(LINES);
-        lines[LINES - 1] += " ...";
+    if lines.len() > most {
+        lines.truncate(most);
+        lines[most - 1] += " ...";
     }
     let _ = writeln!(
         svg,
@@ -199,36 +205,65 @@ fn is_host(cell: &Cell) -> bool {
     cell.seen.as_ref().is_some_and(|seen| seen.whose == Whose::Host)
 }
 
-/// From ring 3: past KVM to the processor, with the host's values or without; into KVM.
+fn is_kvms(cell: &Cell) -> bool {
+    matches!(cell.ran, Ran::TrappedKvm | Ran::Emulated)
+}
+
+/// Those that go a way, the host's values with them or not: what is written beside the arrow.
+struct Way<'a> {
+    all: Vec<&'a str>,
+    host: Vec<&'a str>,
+}
+
+impl<'a> Way<'a> {
+    fn of(report: &'a Report, context: &str, goes: fn(&Cell) -> bool) -> Self {
+        let all = names(report, context, goes);
+        let host = names(report, context, |cell| goes(cell) && is_host(cell));
+        Self { all, host }
+    }
+
+    fn colour(&self, otherwise: &'static str) -> &'static str {
+        if self.host.is_empty() { otherwise } else { RED }
+    }
+
+    /// The heading, and which ones are named: those that matter.
+    fn words(&self, how: &str) -> (String, &[&'a str]) {
+        let count = self.all.len();
+        match self.host.len() {
+            0 => (format!("{count} {how}"), &self.all),
+            host => (format!("{count} {how}, {host} the host's:"), &self.host),
+        }
+    }
+}
+
+/// From ring 3: past KVM to the processor, and into KVM.
 fn program(svg: &mut String, report: &Report) {
-    let host = names(report, "long/3", |cell| is_host(cell) && cell.ran == Ran::Direct);
-    let own = names(report, "long/3", |cell| cell.ran == Ran::Direct && !is_host(cell));
-    if host.is_empty() {
-        arrow(svg, 312, (130, 540), "#2e7d4f");
-        list(svg, (322, 318), &format!("{} direct in ring 3, none the host's", own.len()), &own);
-    } else {
-        arrow(svg, 312, (130, 540), "#d92d20");
-        list(svg, (322, 318), &format!("{} direct in ring 3, and the host's:", host.len()), &host);
+    let direct = Way::of(report, "long/3", |cell| cell.ran == Ran::Direct);
+    let kvm = Way::of(report, "long/3", is_kvms);
+    arrow(svg, 308, (130, 540), direct.colour(GREEN));
+    let (head, names) = direct.words("direct in ring 3");
+    list(svg, (330, 314), HALF, &head, names);
+    if !kvm.all.is_empty() {
+        arrow(svg, 322, (130, 410), kvm.colour(BLUE));
+        let (head, names) = kvm.words("into KVM in ring 3");
+        list(svg, (330, 364), HALF, &head, names);
     }
 }
 
 /// From ring 0: into KVM, or to the processor.
 fn kernel(svg: &mut String, report: &Report) {
-    let direct = names(report, "long/0", |cell| cell.ran == Ran::Direct);
-    let kvm = names(report, "long/0", |cell| matches!(cell.ran, Ran::TrappedKvm | Ran::Emulated));
-    arrow(svg, 572, (260, 410), "#2f6fbf");
+    let direct = Way::of(report, "long/0", |cell| cell.ran == Ran::Direct);
+    let kvm = Way::of(report, "long/0", is_kvms);
     let emulated =
         report.contexts.iter().any(|context| context.name == "long/0" && context.emulated);
-    let how = if emulated { "emulated by" } else { "trap into" };
-    list(svg, (582, 318), &format!("{} {how} KVM in ring 0", kvm.len()), &kvm);
-    if !direct.is_empty() {
-        arrow(svg, 822, (260, 540), "#2e7d4f");
-        list(
-            svg,
-            (832, 318),
-            &format!("{} direct in ring 0", direct.len()),
-            &direct[..direct.len().min(12)],
-        );
+    let how = if emulated { "emulated by KVM in ring 0" } else { "trap into KVM in ring 0" };
+    arrow(svg, 588, (260, 410), kvm.colour(BLUE));
+    let (head, names) = kvm.words(how);
+    list(svg, (596, 314), LINES, &head, names);
+    if !direct.all.is_empty() {
+        arrow(svg, 818, (260, 540), direct.colour(GREEN));
+        let (head, names) = direct.words("direct in ring 0");
+        list(svg, (828, 314), LINES, &head, names);
     }
 }
 
@@ -236,16 +271,17 @@ fn kernel(svg: &mut String, report: &Report) {
 fn monitor(svg: &mut String, report: &Report) {
     let user = names(report, "long/0", |cell| cell.ran == Ran::TrappedUser);
     arrow(svg, 225, (410, 110), "#6b4fbf");
-    list(svg, (24, 318), "come up to ringfence:", &user);
+    list(svg, (24, 318), LINES, "come up to ringfence:", &user);
     let cost = report.costs.iter().find(|cost| cost.name == "out");
     if let Some(cost) = cost {
         let text = format!("an OUT: {:.0} cycles", cost.cycles);
         let _ = writeln!(svg, "<text x=\"24\" y=\"378\" font-size=\"12\">{text}</text>");
     }
     let msrs = report.msrs.iter().filter(|msr| msr.whose == Some(Whose::Host)).count();
+    let leaves: BTreeSet<_> = report.cpuid.wrong.iter().map(|leaf| &leaf.leaf).collect();
     let text = format!(
         "CPUID: {} leaves not as told;  MSRs: {msrs} show the host's;  {}",
-        report.cpuid.wrong.len(),
+        leaves.len(),
         help(report)
     );
     let _ =
@@ -255,7 +291,11 @@ fn monitor(svg: &mut String, report: &Report) {
 fn help(report: &Report) -> String {
     let has = |name: &str| {
         let help = report.help.iter().find(|help| help.name.starts_with(name));
-        if help.and_then(|help| help.host) == Some(true) { "yes" } else { "no" }
+        match help.and_then(|help| help.host) {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "not told",
+        }
     };
     format!("VT-x or AMD-V: {};  nested paging: {}", has("VT-x"), has("nested"))
 }
