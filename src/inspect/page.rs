@@ -235,28 +235,14 @@ fn walk(f: &mut Formatter<'_>, named: &NamedWalk) -> fmt::Result {
 
 fn end(walk: &Walk) -> String {
     match &walk.end {
-        End::NotPresent => "<- not present".to_owned(),
-        End::Reserved { bit } => format!("<- reserved bit {bit} is set"),
-        End::NoTable => "<- no memory there".to_owned(),
-        End::NotCanonical => "not canonical".to_owned(),
-        End::Page { physical, size, writable, user, executable, memory } => {
-            let right = |is: &bool, letter| if *is { letter } else { '-' };
-            let rights = [right(writable, 'w'), right(executable, 'x'), right(user, 'u')];
-            let rights: String = rights.iter().collect();
-            let memory = if *memory { "" } else { ", no memory there" };
-            let page = match walk.levels.len() {
-                0 => String::new(),
-                _ => format!(", {} page r{rights}", page_size(*size)),
-            };
-            format!("-> {physical:#x}{page}{memory}")
+        End::NotPresent | End::Reserved { .. } | End::NoTable => format!("<- {}", walk.end),
+        End::NotCanonical => walk.end.to_string(),
+        End::Page { physical, memory: true, .. } if walk.levels.is_empty() => {
+            format!("-> {physical:#x}")
         }
-    }
-}
-
-fn page_size(bytes: u64) -> String {
-    match bytes {
-        0x1000 => "4K".to_owned(),
-        bytes if bytes < 1 << 30 => format!("{}M", bytes >> 20),
-        bytes => format!("{}G", bytes >> 30),
+        End::Page { physical, .. } if walk.levels.is_empty() => {
+            format!("-> {physical:#x}, no memory there")
+        }
+        End::Page { .. } => format!("-> {}", walk.end),
     }
 }

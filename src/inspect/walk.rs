@@ -3,6 +3,8 @@
 //!
 //! Reads guest memory only; a lying page table is a finding, never an error of ours.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use crate::mem::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend};
@@ -159,6 +161,49 @@ pub struct PageFault {
     pub why: String,
 }
 
+impl Walk {
+    /// Where it leads, whatever may be done there; `None` where it breaks.
+    pub fn physical(&self) -> Option<u64> {
+        match self.end {
+            End::Page { physical, .. } => Some(physical),
+            _ => None,
+        }
+    }
+
+    /// May ring 3 use the page, or may it once there are page tables (Intel SDM Vol. 3A 5.6: the
+    /// U/S flag of every level)?
+    pub fn may_be_ring3(&self) -> bool {
+        self.levels.iter().all(|level| level.entry.is_none_or(|entry| entry & USER != 0))
+    }
+}
+
+/// Where it leads, or where it breaks, in words.
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotPresent => f.write_str("not present"),
+            Self::Reserved { bit } => write!(f, "reserved bit {bit} is set"),
+            Self::NoTable => f.write_str("no memory there"),
+            Self::NotCanonical => f.write_str("not canonical"),
+            Self::Page { physical, size, writable, user, executable, memory } => {
+                let right = |is: &bool, letter| if *is { letter } else { '-' };
+                let rights = [right(writable, 'w'), right(executable, 'x'), right(user, 'u')];
+                let rights: String = rights.iter().collect();
+                write!(f, "{physical:#x}, {} page r{rights}", page_size(*size))?;
+                f.write_str(if *memory { "" } else { ", no memory there" })
+            }
+        }
+    }
+}
+
+fn page_size(bytes: u64) -> String {
+    match bytes {
+        0x1000 => "4K".to_owned(),
+        bytes if bytes < 1 << 30 => format!("{}M", bytes >> 20),
+        bytes => format!("{}G", bytes >> 30),
+    }
+}
+
 /// A vCPU's linear addresses.
 #[derive(Clone, Copy)]
 pub struct AddressSpace<'m> {
@@ -200,7 +245,16 @@ impl<'m> AddressSpace<'m> {
         top == 0 || top == -1
     }
 
+    /// The guest-physical address behind a linear one; `None` where nothing is mapped.
+    pub fn physical(&self, linear: u64) -> Option<u64> {
+        self.walk(linear).physical()
+    }
+
     /// Walks the page tables for `linear`.
+    ///
+    /// With PAE paging the processor holds the four top entries in registers that it loads with
+    /// CR3 (Intel SDM Vol. 3A 5.4.1); here they are read from memory, so a guest that changed
+    /// them without loading CR3 again is shown what it will get.
     pub fn walk(&self, linear: u64) -> Walk {
         let mut walk = Walk { linear, levels: Vec::new(), end: End::NotCanonical };
         if !self.is_canonical(linear) {
@@ -428,5 +482,125 @@ impl<'m> AddressSpace<'m> {
         let mut bytes = [0; 8];
         let size = size.min(8);
         (self.peek(linear, &mut bytes[..size]) == size).then(|| u64::from_le_bytes(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem;
+    use crate::x86::CpuInit;
+
+    const CR3: u64 = 0x10_0000;
+
+    fn cpu(cr0: Cr0, cr4: Cr4, efer: Efer) -> CpuState {
+        CpuState { cr0, cr4, efer, cr3: CR3, ..(&CpuInit::protected(0, 8, 16)).into() }
+    }
+
+    fn paged(cr4: Cr4, efer: Efer) -> CpuState {
+        cpu(Cr0::PE | Cr0::PG, cr4, efer)
+    }
+
+    fn memory() -> GuestMemory {
+        mem::create(4 << 20).unwrap()
+    }
+
+    fn physical(memory: &GuestMemory, cpu: &CpuState, linear: u64) -> Option<u64> {
+        AddressSpace::new(memory, cpu).physical(linear)
+    }
+
+    fn put(memory: &GuestMemory, address: u64, entry: u64) {
+        memory.write_obj(entry, GuestAddress(address)).unwrap();
+    }
+
+    #[test]
+    fn without_paging_addresses_are_32_bits_and_the_same() {
+        let (memory, cpu) = (memory(), cpu(Cr0::PE, Cr4::empty(), Efer::empty()));
+        assert_eq!(physical(&memory, &cpu, 0xFFFF_FFF0), Some(0xFFFF_FFF0));
+        assert_eq!(physical(&memory, &cpu, 1 << 32), None);
+    }
+
+    #[test]
+    fn two_levels_of_four_bytes() {
+        let (memory, cpu) = (memory(), paged(Cr4::PSE, Efer::empty()));
+        let put = |address, entry: u32| memory.write_obj(entry, GuestAddress(address)).unwrap();
+        put(CR3 + 0x300 * 4, 0x10_1000 | 3);
+        put(0x10_1000 + 5 * 4, 0x0004_2000 | 3);
+        put(CR3 + 4, 0x0180_0000 | 0x2 << 13 | 0x83);
+        assert_eq!(physical(&memory, &cpu, 0xC000_5678), Some(0x4_2678));
+        assert_eq!(physical(&memory, &cpu, 0x40_1234), Some(0x2_0180_1234));
+        let broken = AddressSpace::new(&memory, &cpu).walk(0xC000_6000);
+        assert_eq!(broken.end, End::NotPresent);
+        assert_eq!(broken.levels.len(), 2);
+        // Without PSE the same entry leads to a table, and there is no memory for it.
+        let cpu = paged(Cr4::empty(), Efer::empty());
+        assert_eq!(AddressSpace::new(&memory, &cpu).walk(0x40_1234).end, End::NoTable);
+    }
+
+    #[test]
+    fn pae_starts_with_four_entries_at_any_32_bytes() {
+        let memory = memory();
+        let mut cpu = paged(Cr4::PAE, Efer::NXE);
+        cpu.cr3 = CR3 + 0x20;
+        put(&memory, CR3 + 0x20 + 3 * 8, 0x10_1000 | 1);
+        put(&memory, 0x10_1000 + 8, 0x5_0000_0000 | 0x83);
+        put(&memory, 0x10_1000 + 2 * 8, 0x10_2000 | 3);
+        put(&memory, 0x10_2000, 1 << 63 | 0x4_2000 | 3);
+        assert_eq!(physical(&memory, &cpu, 0xC020_1234), Some(0x5_0000_1234));
+        assert_eq!(physical(&memory, &cpu, 0xC040_0234), Some(0x4_2234));
+        assert_eq!(AddressSpace::new(&memory, &cpu).walk(0x1000).end, End::NotPresent);
+    }
+
+    #[test]
+    fn four_levels_with_pages_of_every_size() {
+        let (memory, cpu) = (memory(), paged(Cr4::PAE, Efer::LMA));
+        put(&memory, CR3 + 511 * 8, 0x10_1000 | 3);
+        put(&memory, 0x10_1000 + 510 * 8, 0x10_2000 | 3);
+        put(&memory, 0x10_1000 + 511 * 8, 0x8000_0000 | 0x83);
+        put(&memory, 0x10_2000, 0x10_3000 | 3);
+        put(&memory, 0x10_2000 + 8, 0x60_0000 | 0x83);
+        put(&memory, 0x10_3000 + 8, 0x4_2000 | 3);
+        assert_eq!(physical(&memory, &cpu, 0xFFFF_FFFF_8000_1234), Some(0x4_2234));
+        assert_eq!(physical(&memory, &cpu, 0xFFFF_FFFF_8020_1234), Some(0x60_1234));
+        assert_eq!(physical(&memory, &cpu, 0xFFFF_FFFF_C123_4567), Some(0x8123_4567));
+        assert_eq!(AddressSpace::new(&memory, &cpu).walk(1 << 47).end, End::NotCanonical);
+        assert_eq!(AddressSpace::new(&memory, &cpu).walk(0).end, End::NotPresent);
+        let full = AddressSpace::new(&memory, &cpu).walk(0xFFFF_FFFF_8000_1234);
+        let tables: Vec<_> = full.levels.iter().map(|level| level.table).collect();
+        assert_eq!(tables, ["PML4", "PDPT", "PD", "PT"]);
+        let last = Level { table: "PT", index: 1, at: 0x10_3008, entry: Some(0x4_2003) };
+        assert_eq!(full.levels[3], last);
+    }
+
+    #[test]
+    fn a_gigabyte_is_a_page_only_where_cpuid_says_so() {
+        let (memory, mut cpu) = (memory(), paged(Cr4::PAE, Efer::LMA));
+        put(&memory, CR3, 0x10_1000 | 3);
+        put(&memory, CR3 + 8, 0x10_1000 | 0x83);
+        put(&memory, 0x10_1000, 0x83);
+        assert_eq!(physical(&memory, &cpu, 0x1234), Some(0x1234));
+        let top = AddressSpace::new(&memory, &cpu).walk(1 << 39);
+        assert_eq!(top.end, End::Reserved { bit: 7 });
+        cpu.paging_features.gigabyte_pages = false;
+        assert_eq!(AddressSpace::new(&memory, &cpu).walk(0x1234).end, End::Reserved { bit: 7 });
+    }
+
+    #[test]
+    fn five_levels() {
+        let (memory, cpu) = (memory(), paged(Cr4::PAE | Cr4::LA57, Efer::LMA));
+        put(&memory, CR3 + 8, 0x10_1000 | 3);
+        put(&memory, 0x10_1000, 0x10_2000 | 3);
+        put(&memory, 0x10_2000, 0x4000_0000 | 0x83);
+        assert_eq!(physical(&memory, &cpu, 1 << 48 | 0x1234), Some(0x4000_1234));
+        assert_eq!(AddressSpace::new(&memory, &cpu).walk(1 << 56).end, End::NotCanonical);
+    }
+
+    #[test]
+    fn tables_outside_memory_are_said() {
+        let memory = memory();
+        let mut cpu = paged(Cr4::PAE, Efer::LMA);
+        cpu.cr3 = 0xD000_0000;
+        let end = AddressSpace::new(&memory, &cpu).walk(0).end;
+        assert_eq!(end, End::NoTable);
     }
 }

@@ -1,12 +1,12 @@
 //! What strict mode's guarded memory does to the guest's instructions, beyond what exits tell.
 //! Called by the run loop, off the exit path.
 
+use crate::inspect::walk::AddressSpace;
 use crate::inspect::{Touch, guarded_access};
 use crate::kvm::{Guard, Guarded, Vcpu};
 use crate::mem::{Bytes, GuestAddress, GuestMemory};
 use crate::vcpu::{self, Blocked, Record};
 use crate::x86::CpuState;
-use crate::x86::translate::translate;
 
 /// VMCALL and VMMCALL. KVM takes the other vendor's for a hypercall too, and writes its own over it;
 /// where it emulates its own, over that as well (KVM_X86_QUIRK_FIX_HYPERCALL_INSN).
@@ -38,7 +38,7 @@ impl vcpu::Guards for Guards {
 /// Does the write of a hypercall over one, at RIP; false where it is not one. Across
 /// a page's end KVM makes two of it.
 fn patch(memory: &GuestMemory, write: &Record, cpu: &CpuState) -> bool {
-    let at = |n: u64| translate(memory, cpu, cpu.linear_rip().wrapping_add(n));
+    let at = |n: u64| AddressSpace::new(memory, cpu).physical(cpu.linear_rip().wrapping_add(n));
     let byte = |n: u64| memory.read_obj::<u8>(GuestAddress(at(n)?)).ok();
     let (Some(a), Some(b), Some(c)) = (byte(0), byte(1), byte(2)) else { return false };
     if !HYPERCALLS.contains(&[a, b, c]) {

@@ -14,6 +14,30 @@ pub struct Leaf {
     pub edx: u32,
 }
 
+/// What CPUID says of a processor's page tables (Intel SDM Vol. 3A 5.1.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PagingFeatures {
+    /// Bits of a physical address: 32 to 52.
+    pub physical_bits: u32,
+    /// An entry of level 3 may map 1 GiB; where it may not, its PS bit is reserved.
+    pub gigabyte_pages: bool,
+}
+
+impl PagingFeatures {
+    /// All that there is in any processor: nothing is taken for reserved that may not be.
+    pub const ALL: Self = Self { physical_bits: 52, gigabyte_pages: true };
+
+    /// Of a processor with this CPUID: 0x80000008 (36 bits where it has no such leaf), and bit 26
+    /// of 0x80000001's EDX.
+    pub fn of(leaves: &[Leaf]) -> Self {
+        let leaf = |function| leaves.iter().find(|leaf| leaf.function == function);
+        Self {
+            physical_bits: leaf(0x8000_0008).map_or(36, |leaf| leaf.eax & 0xFF).clamp(32, 52),
+            gigabyte_pages: leaf(0x8000_0001).is_some_and(|leaf| leaf.edx >> 26 & 1 != 0),
+        }
+    }
+}
+
 /// An output register of CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the registers' own names
@@ -186,5 +210,14 @@ mod tests {
             0,
         );
         assert_eq!(leaf.eax, !(1 << 6));
+    }
+
+    #[test]
+    fn cpuid_tells_of_page_tables() {
+        let leaf = |function, eax, edx| Leaf { function, eax, edx, ..Leaf::default() };
+        let of = PagingFeatures::of;
+        assert_eq!(of(&[]), PagingFeatures { physical_bits: 36, gigabyte_pages: false });
+        let leaves = [leaf(0x8000_0001, 0, 1 << 26), leaf(0x8000_0008, 0x3028, 0)];
+        assert_eq!(of(&leaves), PagingFeatures { physical_bits: 40, gigabyte_pages: true });
     }
 }

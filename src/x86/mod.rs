@@ -12,11 +12,10 @@ pub mod model;
 pub mod paging;
 pub mod segment;
 pub mod state;
-pub mod translate;
 
 pub use control::{Cr0, Cr4, Efer, Rflags};
+pub use cpuid::PagingFeatures;
 pub use init::{CpuInit, DescriptorTable, Mode, Regs};
 pub use model::Model;
 pub use segment::Segment;
 pub use state::{CpuState, Fpu, Registers};
-pub use translate::{PagingFeatures, translate};

@@ -215,7 +215,7 @@ fn memory() {
     assert_eq!(client.ask(&format!("M{high:x},8:{}", hex(&100_u64.to_le_bytes()))), "OK");
     assert_eq!(unhex(&client.ask(&format!("m{counter:x},8"))), 100_u64.to_le_bytes());
     assert!(client.ask("m8000000000,8").starts_with('E'));
-    in_order(&client.monitor(&format!("walk {high:#x}")), &["level 4", "level 2", "physical 0x"]);
+    in_order(&client.monitor(&format!("walk {high:#x}")), &["PML4[", "PD[", "physical 0x"]);
     in_order(&client.monitor("walk 0x8000000000"), &["not mapped"]);
     client.monitor("physical on");
     assert!(client.ask(&format!("m{high:x},8")).starts_with('E'));

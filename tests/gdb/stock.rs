@@ -336,8 +336,7 @@ fn monitor() {
     in_order(
         &said,
         &[
-            "4-level paging",
-            "level 4",
+            "PML4[",
             "physical 0x8000",
             "walk needs an address",
             "long mode",

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::machine::debug::{CpuState, Debugger, Limits, Mode, Paging, Reason, RunState, Walk};
+use crate::machine::debug::{CpuState, Debugger, End, Level, Limits, Mode, Reason, RunState, Walk};
 
 /// A vCPU in a few words.
 pub(super) fn cpu(debugger: &Debugger, cpu: u32) -> String {
@@ -56,28 +56,22 @@ pub(super) fn system(debugger: &Debugger, cpu: u32) -> String {
 }
 
 /// A page walk, a level a line.
-pub(super) fn walk(linear: u64, walk: &Walk) -> String {
-    let paging = match walk.paging {
-        Paging::Off => "paging is off",
-        Paging::Bits32 => "32-bit paging",
-        Paging::Pae => "PAE paging",
-        Paging::Level4 => "4-level paging",
-        Paging::Level5 => "5-level paging",
-    };
-    let mut text = format!("{linear:#x}: {paging}\n");
-    for step in &walk.steps {
-        let _ = writeln!(
-            text,
-            "level {} at {:#x}: {:#018x}{}",
-            step.level,
-            step.address,
-            step.entry,
-            flags(step.entry)
-        );
+pub(super) fn walk(walk: &Walk) -> String {
+    let mut text = format!("{:#x}:\n", walk.linear);
+    for Level { table, index, at, entry } in &walk.levels {
+        let _ = match entry {
+            Some(entry) => {
+                writeln!(text, "{table}[{index}] at {at:#x}: {entry:#018x}{}", flags(*entry))
+            }
+            None => writeln!(text, "{table}[{index}] at {at:#x}: no memory"),
+        };
     }
     let _ = match &walk.end {
-        Ok(physical) => writeln!(text, "physical {physical:#x}"),
-        Err(end) => writeln!(text, "not mapped: {end}"),
+        End::Page { physical, .. } if walk.levels.is_empty() => {
+            writeln!(text, "paging is off: physical {physical:#x}")
+        }
+        End::Page { .. } => writeln!(text, "physical {}", walk.end),
+        end => writeln!(text, "not mapped: {end}"),
     };
     text
 }

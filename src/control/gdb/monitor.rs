@@ -80,7 +80,7 @@ fn walk(guest: &mut Guest, arguments: &str) -> String {
         return "walk needs an address, as a number: walk 0x100000\n".to_owned();
     };
     match guest.debugger.walk(guest.cpu, linear) {
-        Some(walk) => describe::walk(linear, &walk),
+        Some(walk) => describe::walk(&walk),
         None => "the vCPU does not answer\n".to_owned(),
     }
 }

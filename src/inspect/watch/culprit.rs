@@ -6,11 +6,10 @@
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
-use crate::inspect::{Functions, operands};
-use crate::mem::{Bytes, GuestAddress, GuestMemory, PAGE_SIZE};
+use crate::inspect::{AddressSpace, Functions, operands};
+use crate::mem::{GuestMemory, PAGE_SIZE};
 use crate::vcpu::{Record, UnclaimedKind};
 use crate::x86::CpuState;
-use crate::x86::translate::translate;
 
 /// The longest instruction, in bytes (Intel SDM Vol. 2A 2.3.11).
 const LONGEST: u64 = 15;
@@ -54,19 +53,19 @@ struct Code<'a> {
 }
 
 impl Code<'_> {
+    fn space(&self) -> AddressSpace<'_> {
+        AddressSpace::new(self.memory, self.cpu)
+    }
+
     fn base(&self) -> u64 {
         self.cpu.linear_rip().wrapping_sub(self.cpu.regs.rip)
     }
 
     fn decode(&self, rip: u64) -> Option<Instruction> {
-        let byte = |at: u64| {
-            let linear = self.base().wrapping_add(rip).wrapping_add(at);
-            let address = translate(self.memory, self.cpu, linear)?;
-            self.memory.read_obj::<u8>(GuestAddress(address)).ok()
-        };
-        let bytes: Vec<u8> = (0..LONGEST).map_while(byte).collect();
-        let bits = self.cpu.code_bits();
-        let decoded = Decoder::with_ip(bits, &bytes, rip, DecoderOptions::NONE).decode();
+        let mut bytes = [0; LONGEST as usize];
+        let there = self.space().peek(self.base().wrapping_add(rip), &mut bytes);
+        let (bytes, bits) = (&bytes[..there], self.cpu.code_bits());
+        let decoded = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE).decode();
         (!decoded.is_invalid()).then_some(decoded)
     }
 
@@ -110,7 +109,7 @@ impl Code<'_> {
     fn pushes(&self, it: &Instruction, record: &Record) -> bool {
         let pushed = it.stack_pointer_increment() == -i32::from(record.size);
         let rsp = self.cpu.linear_rsp();
-        pushed && translate(self.memory, self.cpu, rsp) == Some(record.address)
+        pushed && self.space().physical(rsp) == Some(record.address)
     }
 
     /// Can it have made this access? Its registers are as they were after it.
@@ -151,7 +150,7 @@ impl Code<'_> {
             // KVM asks for eight bytes at a time, and for each page by itself.
             let in_parts = width > 8 || start % PAGE_SIZE + width > PAGE_SIZE;
             let mut parts = if in_parts { 0..width } else { 0..1 };
-            let at = |part| translate(self.memory, self.cpu, start.wrapping_add(part));
+            let at = |part| self.space().physical(start.wrapping_add(part));
             (width == size || in_parts) && parts.any(|part| at(part) == Some(address))
         })
     }
@@ -170,7 +169,7 @@ mod tests {
     use super::*;
     use crate::inspect::watch::testing::cpu;
     use crate::kvm::Exit;
-    use crate::mem;
+    use crate::mem::{self, Bytes, GuestAddress};
     use crate::x86::CpuInit;
 
     const AT: u64 = 0x1_0000;

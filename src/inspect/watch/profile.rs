@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::inspect::Functions;
-use crate::mem::{Bytes, GuestAddress, GuestMemory};
-use crate::x86::translate::translate;
+use crate::inspect::{AddressSpace, Functions};
+use crate::mem::GuestMemory;
 use crate::x86::{CpuState, Mode};
 
 /// Time between samples. Not a whole number of milliseconds: a guest whose timer ticks every
@@ -117,14 +116,11 @@ fn caller_without_frame(
     word: u64,
 ) -> Option<u64> {
     /// PUSH RBP, with which a frame begins.
-    const PUSH_RBP: u8 = 0x55;
+    const PUSH_RBP: u64 = 0x55;
     let rip = cpu.linear_rip();
     let start = functions.start_of(rip);
-    if start != rip {
-        let first = translate(memory, cpu, start)?;
-        if memory.read_obj::<u8>(GuestAddress(first)).ok()? == PUSH_RBP {
-            return None;
-        }
+    if start != rip && AddressSpace::new(memory, cpu).peek_number(start, 1)? == PUSH_RBP {
+        return None;
     }
     let caller = read(memory, cpu, cpu.linear_rsp(), word)?;
     functions.name_of(caller.wrapping_sub(1)).map(|_| caller)
@@ -132,8 +128,7 @@ fn caller_without_frame(
 
 /// Is there memory behind a linear address?
 fn is_memory(memory: &GuestMemory, cpu: &CpuState, linear: u64) -> bool {
-    let address = translate(memory, cpu, linear).map(GuestAddress);
-    address.is_some_and(|address| memory.read_obj::<u8>(address).is_ok())
+    AddressSpace::new(memory, cpu).peek_number(linear, 1).is_some()
 }
 
 /// A word of the guest's stack.
@@ -142,18 +137,14 @@ fn read(memory: &GuestMemory, cpu: &CpuState, linear: u64, word: u64) -> Option<
     if !linear.is_multiple_of(word) {
         return None;
     }
-    let address = GuestAddress(translate(memory, cpu, linear)?);
-    match word {
-        8 => memory.read_obj::<u64>(address).ok(),
-        _ => memory.read_obj::<u32>(address).ok().map(u64::from),
-    }
+    AddressSpace::new(memory, cpu).peek_number(linear, word as usize)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::inspect::watch::testing::cpu;
-    use crate::mem;
+    use crate::mem::{self, Bytes, GuestAddress};
     use crate::x86::paging::PageTables;
     use crate::x86::{CpuInit, Cr0, Cr4, Efer};
 

@@ -3,9 +3,9 @@
 
 use super::Debugger;
 use super::breakpoints::{How, Point, Refusal};
+use crate::inspect::walk::{AddressSpace, Walk};
 use crate::mem::{Bytes, GuestAddress, PAGE_SIZE};
-use crate::x86::translate::{Walk, walk};
-use crate::x86::{CpuState, translate};
+use crate::x86::CpuState;
 
 /// What an address means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl Debugger {
             let at = address.wrapping_add(done as u64);
             let len = piece(at, data.len() - done);
             let physical = match &state {
-                Some(state) => translate(&memory, state, at),
+                Some(state) => AddressSpace::new(&memory, state).physical(at),
                 None => (space == Space::Physical).then_some(at),
             };
             let piece = &mut data[done..done + len];
@@ -52,7 +52,7 @@ impl Debugger {
             let at = address.wrapping_add(done as u64);
             let len = piece(at, data.len() - done);
             let physical = match &state {
-                Some(state) => translate(&memory, state, at),
+                Some(state) => AddressSpace::new(&memory, state).physical(at),
                 None => (space == Space::Physical).then_some(at),
             };
             let is_ram = |at: &u64| memory.read_slice(&mut vec![0; len], GuestAddress(*at)).is_ok();
@@ -75,12 +75,11 @@ impl Debugger {
     /// The way of a linear address through the page tables of vCPU `cpu`.
     pub fn walk(&self, cpu: u32, linear: u64) -> Option<Walk> {
         let state = self.state(cpu)?;
-        Some(walk(&self.memory(), &state, linear))
+        Some(AddressSpace::new(&self.memory(), &state).walk(linear))
     }
 
     pub(super) fn translate(&self, cpu: u32, linear: u64) -> Option<u64> {
-        let state = self.state(cpu)?;
-        translate(&self.memory(), &state, linear)
+        self.walk(cpu, linear)?.physical()
     }
 
     /// Sets a breakpoint or a watchpoint for all vCPUs, from the next resume on. Its page is
@@ -93,8 +92,8 @@ impl Debugger {
         point: Point,
     ) -> Result<Option<&'static str>, Refusal> {
         let walk = self.walk(cpu, address);
-        let may_be_ring3 = walk.as_ref().is_some_and(may_be_ring3);
-        let physical = walk.and_then(|walk| walk.end.ok());
+        let may_be_ring3 = walk.as_ref().is_some_and(Walk::may_be_ring3);
+        let physical = walk.and_then(|walk| walk.physical());
         let memory = self.memory();
         let how = self.breakpoints.add(&memory, self.limits, (address, len, point), physical)?;
         let limits = self.limits;
@@ -114,13 +113,6 @@ impl Debugger {
         let memory = self.memory();
         self.breakpoints.remove(&memory, (address, len, point))
     }
-}
-
-/// May ring 3 use the page (Intel SDM Vol. 3A 5.6: the U/S flag of every level), or may it
-/// once there are page tables?
-fn may_be_ring3(walk: &Walk) -> bool {
-    const USER: u64 = 1 << 2;
-    walk.steps.iter().all(|step| step.entry & USER != 0)
 }
 
 /// Of `len` bytes at `address`, those up to the end of its page.

@@ -18,8 +18,8 @@ use crate::mem::GuestMemory;
 use crate::vcpu::{Control, Counts, Hunt, News, Parking, Stop, Why};
 use crate::verdict::{Death, StopLine, Verdict};
 
+pub use crate::inspect::walk::{End, Level, Walk};
 pub use crate::kvm::RunState;
-pub use crate::x86::translate::{Break, Paging, Walk};
 pub use crate::x86::{CpuInit, CpuState, Cr0, Cr4, Efer, Fpu, Mode, Registers, Rflags, Segment};
 pub use breakpoints::{How, Point, Refusal, Watch};
 pub use memory::Space;
