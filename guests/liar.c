@@ -48,6 +48,8 @@ static void announce_all(const char *cmdline)
     } else if (cmdline_is(cmdline, "how", "bytes")) {
         ringfence_announce("a\xff");
         ringfence_announce("a\xfe");
+    } else if (cmdline_is(cmdline, "how", "colours")) {
+        ringfence_announce("a\x1b[31m");
     } else if (cmdline_is(cmdline, "how", "moody")) {
         name_of_now(name);
         ringfence_announce(name);
@@ -64,6 +66,8 @@ static void run(unsigned number, const char *cmdline)
         ringfence_announce("three");
     if (cmdline_is(cmdline, "how", "restart") && number == 0)
         outb(0x64, 0xFE);
+    if (cmdline_is(cmdline, "how", "quits"))
+        outw(PM1A_CONTROL, SLP_EN);
     if (cmdline_is(cmdline, "how", "rude") && number == 0) {
         /* U+FFFF, which no XML has; commands to a CI system; controls; a line's end of YAML's. */
         ringfence_print("\xef\xbf\xbf\n::stop-commands::mine\n::error::no\x7f\x1b[2J\xe2\x80\xa8\n");
@@ -86,6 +90,8 @@ int guest(uint32_t magic, uintptr_t info)
         outw(PM1A_CONTROL, SLP_EN);
     if (cmdline_is(cmdline, "how", "dies"))
         asm volatile("lidt %0; ud2" : : "m"(no_idt));
+    if (cmdline_is(cmdline, "how", "rude"))
+        ringfence_print("::error::before it is ready\n");
     announce_all(cmdline);
     if (cmdline_is(cmdline, "how", "more")) { /* of which the first boot knows nothing */
         name_of_now(name);

@@ -4,6 +4,10 @@
 mod common;
 
 use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use common::{Dir, Run, need_kvm, ringfence};
 
@@ -54,6 +58,33 @@ fn nextest_lists_and_runs_one_by_one() {
     let dead = |args| runner(&dir, "suite-liar", TEST, args);
     assert_eq!(dead("--list --format terse").expect(0).out(), "kernel: test\n");
     dead("lock_add --exact").expect(101);
+}
+
+#[test]
+fn libtests_variables_count_and_output_that_cannot_be_printed_is_no_bug() {
+    need_kvm();
+    let dir = Dir::new();
+    let with = |name: &'static str, value: &'static str| {
+        runner(&dir, "suite", TEST, "lock_add").with(move |command| _ = command.env(name, value))
+    };
+    with("RUST_TEST_THREADS", "0").expect(64).one_line("test threads must be above 0");
+    with("RUST_TEST_THREADS", "many").expect(64).one_line("RUST_TEST_THREADS");
+    runner(&dir, "suite", TEST, "--test-threads 0").expect(64).one_line("must be above 0");
+    let into = |to: OwnedFd| {
+        // SAFETY: both are file descriptors, of which the kernel says whether they are open.
+        let dup = move || match unsafe { libc::dup2(to.as_raw_fd(), 1) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        };
+        // SAFETY: dup2 is async-signal-safe, and `to` is open as long as the closure lives.
+        let change = |command: &mut Command| _ = unsafe { command.pre_exec(dup) };
+        runner(&dir, "suite", TEST, "").with(change)
+    };
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    into(full.into()).expect(71).one_line("cannot write to standard output");
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    into(writer.into()).expect(141).silent();
 }
 
 #[test]

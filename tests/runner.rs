@@ -591,6 +591,75 @@ fn a_directory_leaves_nothing_out() {
 }
 
 #[test]
+fn a_directory_is_looked_into_through_links_and_once() {
+    let dir = Dir::new();
+    let mut deep = PathBuf::from("d");
+    for _ in 0..20 {
+        deep.push("below");
+    }
+    fs::create_dir_all(dir.path().join(&deep)).unwrap();
+    fs::create_dir_all(dir.join("elsewhere")).unwrap();
+    image(&dir, &format!("{}/deep.elf", deep.display()), "hello-elf64");
+    image(&dir, "elsewhere/far.elf", "hello-elf64");
+    for (to, from) in [("../elsewhere", "d/a-link"), ("..", "d/below/up"), ("below", "d/a-way")] {
+        std::os::unix::fs::symlink(to, dir.join(from)).unwrap();
+    }
+    // A host's program, with an interpreter, is no guest.
+    fs::copy("/bin/sh", dir.join("d/sh")).unwrap();
+    let listed = runner(&dir, "--list d").expect(0).out();
+    let names: Vec<_> = listed.lines().collect();
+    let deep = deep.strip_prefix("d").unwrap().join("deep").display().to_string();
+    assert_eq!(names, ["a-link/far", deep.as_str()]);
+}
+
+#[test]
+fn a_report_overwrites_nothing_that_is_run() {
+    need_kvm();
+    let dir = Dir::new();
+    fs::create_dir(dir.join("d")).unwrap();
+    let image = image(&dir, "d/hello.elf", "hello-elf64");
+    let list = dir.file("d/ringfence-tests.toml", "[[test]]\nimage = 'hello.elf'\n");
+    let read = || [&image, &list].map(|path| fs::read(path).unwrap());
+    let before = read();
+    for report in ["--json d/ringfence-tests.toml", "--tap d/hello.elf", "--junit d/hello.elf"] {
+        runner(&dir, &format!("d {report}")).expect(64).one_line("would overwrite it");
+    }
+    assert!(read() == before);
+    runner(&dir, "@no-such-guest").expect(66).one_line("there is no guest @no-such-guest");
+    tests_in(&dir, "[[test]]\nimage = '@hello'\ncore = 'c'\n");
+    runner(&dir, "").expect(78).one_line("core: the runner writes none");
+}
+
+#[test]
+fn what_is_standard_output_by_another_name_gets_the_report_alone() {
+    need_kvm();
+    let dir = Dir::new();
+    let path = dir.join("l.jsonl");
+    for name in ["-", "/dev/stdout", "l.jsonl"] {
+        let run = common::script(&format!("$R test @hello --json {name} >l.jsonl"));
+        let cache = dir.path().to_owned();
+        let run = run.in_dir(dir.path());
+        run.with(move |command| _ = command.env("XDG_CACHE_HOME", cache)).expect(0);
+        let lines = json_lines(&fs::read(&path).unwrap());
+        assert_eq!((tests_of(&lines).len(), lines.len()), (1, 3), "{name}");
+    }
+}
+
+#[test]
+fn a_test_passes_by_its_verdict_and_is_skipped_for_a_reason() {
+    need_kvm();
+    let dir = Dir::new();
+    for (name, cause) in causes(&dir, "@suite-liar --cmdline how=quits", 1) {
+        assert!(cause.contains("without a verdict (debug exit)"), "{name}: {cause}");
+    }
+    image(&dir, "bad.elf", "suite-bad");
+    let skipped = causes(&dir, "bad.elf -f *is_skipped", 66);
+    assert_eq!(skipped[0].1, "this machine is as good as any");
+    let fault = causes(&dir, "@suite-liar --cmdline how=colours", 1);
+    assert!(fault[0].1.contains("control character"), "{fault:?}");
+}
+
+#[test]
 fn a_boot_that_announces_other_tests_runs_none_of_them() {
     need_kvm();
     let dir = Dir::new();
@@ -703,7 +772,15 @@ fn what_no_format_takes_is_shown_in_each() {
     let tap = fs::read_to_string(dir.join("t.tap")).unwrap();
     assert!(tap.contains("\\u{ffff}") && tap.contains("\\u2028"), "{tap}");
     // Between the words that stop the workflow's commands and those that let them go on.
-    let said = ended.out();
+    let live = runner(&dir, "@suite-liar --cmdline how=rude --github --nocapture").expect(1);
+    assert!(live.out().contains("::error::before it is ready"), "{live:?}");
+    for said in [ended.out(), live.out()] {
+        says_nothing_to_github(&said);
+    }
+}
+
+#[track_caller]
+fn says_nothing_to_github(said: &str) {
     let token = said.lines().find_map(|line| line.strip_prefix("::stop-commands::")).unwrap();
     assert!(token.len() >= 16, "{said}");
     let mut stopped = false;

@@ -92,7 +92,7 @@ static inline int ringfence_mailbox(void)
     return ringfence_in8(RINGFENCE_ANNOUNCE) == 'M';
 }
 
-/* Makes a test known: 1 to 255 bytes of UTF-8, each name once, at most 4096 of them. */
+/* Makes a test known: 1 to 255 bytes of UTF-8 without controls, each name once, at most 4096 of them. */
 static inline void ringfence_announce(const char *name)
 {
     do

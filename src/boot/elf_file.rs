@@ -87,6 +87,25 @@ pub(super) fn parse(image: &[u8]) -> Result<ElfFile<'_>, Error> {
     }
 }
 
+/// Is it a program that another one loads (PT_INTERP)? Looks at headers only: `head` may end
+/// behind them.
+pub(super) fn has_interpreter(head: &[u8]) -> bool {
+    match class(head) {
+        Some(Class::Elf32) => names_interpreter::<FileHeader32<Endian>>(head),
+        Some(Class::Elf64) => names_interpreter::<FileHeader64<Endian>>(head),
+        None => false,
+    }
+}
+
+fn names_interpreter<H: FileHeader<Endian = Endian>>(head: &[u8]) -> bool {
+    let programs = |header: &H| {
+        let endian = header.endian().ok()?;
+        let programs = header.program_headers(endian, head).ok()?;
+        Some(programs.iter().any(|it| it.p_type(endian) == elf::PT_INTERP))
+    };
+    H::parse(head).ok().and_then(programs).unwrap_or(false)
+}
+
 fn bad(problem: String) -> Error {
     Error::malformed(FORMAT, problem)
 }

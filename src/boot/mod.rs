@@ -178,6 +178,12 @@ const PROBES: &[Probe] = &[
     Probe { protocol: Protocol::Flat, probe: flat::probe, load: flat::load },
 ];
 
+/// Is it a dynamic program of a system's, as build scripts are, by the headers in its first bytes?
+/// Of a directory's files these are no guests; one that is named is looked at all the same.
+pub fn is_host_program(head: &[u8]) -> bool {
+    elf_file::has_interpreter(head)
+}
+
 /// Finds out what an image is.
 pub fn probe(image: &[u8]) -> Result<Found, Error> {
     match find(image) {

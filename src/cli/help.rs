@@ -40,11 +40,13 @@ Where tests come from:
                         retries, skip (a reason), mailbox, devices (that it needs: names as
                         `run --dry-run` shows them, irqchip=KIND)
   unittests.cfg         of kvm-unit-tests, as it is; the whole tree's directory will do
-  a directory           one of these two files in it, else every image in it and below (of a
-                        directory below that has one of the two, the tests in that)
+  a directory           one of these two files in it, else every image in it and below, through
+                        links too (of a directory below that has one of the two, the tests in
+                        that); not object files and dynamic programs, which are a host's
 
 A test passes if it ends as it was to: with success, unless its `expect` says otherwise. Debug
-exit 77 says that the guest skipped its own test. Each test runs in a VM of its own, or in one
+exit 77 says that the guest skipped its own test, for the reason in its last line \"skipped: ...\".
+A test of an image that announces them passes by debug exit 0 alone. Each test runs in a VM of its own, or in one
 that is put back to where its image was ready (--boot-each: never), in worker processes, of which
 one that crashes takes no other test with it. Durations are remembered in
 $XDG_CACHE_HOME/ringfence: the longest begin first.
@@ -53,6 +55,8 @@ Exit codes:
   0     all that was to run did, and passed
   1     some did not pass, or did not run
   64    the command line was not understood
+  65    with --coverage: all passed, and no image has counters; with --list: an image could not be
+        asked for its tests
   66    a path or a test was not found (also one of several that --filter =NAME or tag:WORD
         names), or every test was skipped; a shard with nothing to run is 0
   71    the host refused something, or a report could not be written

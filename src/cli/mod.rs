@@ -84,6 +84,9 @@ fn catch_panics() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         terminal::restore();
+        if let Some(code) = test_runner::lost_output(info) {
+            std::process::exit(code.into());
+        }
         default(info);
         tell(format_args!("this is a bug in ringfence; please report it with the lines above"));
         std::process::exit(code(Refusal::Bug).into());

@@ -57,8 +57,14 @@ fn outputs(args: &RunArgs, described: &Description) -> Vec<Named> {
 }
 
 fn inputs(args: &RunArgs, described: &Description) -> Vec<Named> {
+    let mut inputs = read_for(described);
+    inputs.extend(args.config.clone().map(|path| ("the machine description", path)));
+    inputs
+}
+
+/// What a machine is made from.
+pub(super) fn read_for(described: &Description) -> Vec<Named> {
     let mut inputs = given([
-        ("the machine description", args.config.clone()),
         ("the image", described.image.clone()),
         ("the initial RAM disk", described.initrd.clone()),
     ]);

@@ -1,25 +1,29 @@
 //! `ringfence test`: many tests, their reports, one exit code; and `test-worker`, the process that
 //! it runs them in.
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{File, Metadata};
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicU8;
 use std::time::Instant;
 
-use super::same_file::is_same;
+use super::same_file::{is_same, read_for};
 use super::terminal;
 use super::test_args::{TestArgs, WorkerArgs};
+use crate::config::is_carried;
+use crate::guests;
 use crate::kvm::{Backend, Kvm};
 use crate::machine::{self, signals};
 use crate::runner::coverage::{self, Collector};
 use crate::runner::history::History;
 use crate::runner::report::{GitHub, Json, Junit, Reports, Screen, Style, Tap, one_line};
 use crate::runner::select::{choose, order, part};
-use crate::runner::sources::Sources;
+use crate::runner::sources::{Sources, is_list};
 use crate::runner::supervise::{self, Options};
 use crate::runner::worker::{Hooks, NoHooks, work};
 use crate::runner::{Crew, Error, How, Test, Workforce, expand};
@@ -69,7 +73,7 @@ fn run(args: &TestArgs) -> Result<u8, Refused> {
     }
     need_kvm(&args.machine.kvm)?;
     let mut history = history_file().map_or_else(History::none, |path| History::read(&path));
-    let mut reports = reports(args)?;
+    let mut reports = reports(args, &found)?;
     let signal = signals::catch().map_err(host)?;
     let force = Workforce { jobs, budget, crew: &crew, signal };
     reports.open();
@@ -159,7 +163,7 @@ fn note(tests: &[Test], all: bool) {
     }
 }
 
-fn reports(args: &TestArgs) -> Result<Reports, Refused> {
+fn reports(args: &TestArgs, found: &[Test]) -> Result<Reports, Refused> {
     let mut reports = Reports::default();
     let to_stdout = reports_to_stdout(args);
     if to_stdout > 1 {
@@ -171,7 +175,9 @@ fn reports(args: &TestArgs) -> Result<Reports, Refused> {
     if given.iter().enumerate().any(is_double) {
         return Err((Refusal::Usage, "two reports cannot go to one file".to_owned()));
     }
-    let is_read = |path: &&&Path| args.paths.iter().any(|it| is_same(it, path));
+    let of_machines = found.iter().flat_map(|test| read_for(&test.machine));
+    let read: BTreeSet<_> = of_machines.map(|(_, path)| path).chain(args.paths.clone()).collect();
+    let is_read = |path: &&&Path| is_list(path) || read.iter().any(|it| is_same(it, path));
     if let Some(path) = given.iter().find(is_read) {
         let words = format!("{} is to be run: a report would overwrite it", path.display());
         return Err((Refusal::Usage, words));
@@ -185,6 +191,7 @@ fn reports(args: &TestArgs) -> Result<Reports, Refused> {
         reports.add(Screen::new(io::stdout(), style));
     }
     if let Some(path) = &args.junit {
+        let path = if is_stdout(path) { Path::new("-") } else { path };
         reports.add(Junit::new(path));
     }
     if let Some(path) = &args.tap {
@@ -209,8 +216,17 @@ fn report_files(args: &TestArgs) -> [&Option<PathBuf>; 3] {
 }
 
 fn reports_to_stdout(args: &TestArgs) -> usize {
-    let is_stdout = |file: &&&Option<PathBuf>| file.as_deref() == Some(Path::new("-"));
-    report_files(args).iter().filter(is_stdout).count()
+    report_files(args).iter().filter_map(|file| file.as_deref()).filter(|it| is_stdout(it)).count()
+}
+
+/// `-`, and what standard output is by another name: a file, a pipe.
+fn is_stdout(path: &Path) -> bool {
+    let this = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+    let both = || Some((this.ok()?.metadata().ok()?, path.metadata().ok()?));
+    let is_one = |(this, that): (Metadata, Metadata)| {
+        !this.file_type().is_char_device() && (this.dev(), this.ino()) == (that.dev(), that.ino())
+    };
+    path == Path::new("-") || both().is_some_and(is_one)
 }
 
 fn stream(out: impl Write + 'static) -> Box<dyn Write> {
@@ -219,7 +235,7 @@ fn stream(out: impl Write + 'static) -> Box<dyn Write> {
 
 /// A report's file, from the beginning; each write to it is one of the system's.
 fn open(path: &Path) -> Result<Box<dyn Write>, Refused> {
-    if path == Path::new("-") {
+    if is_stdout(path) {
         let copy = io::stdout().as_fd().try_clone_to_owned().map(File::from);
         return copy.map(stream).map_err(|e| (Refusal::Host, format!("no standard output: {e}")));
     }
@@ -236,6 +252,12 @@ fn found(args: &TestArgs) -> Result<Vec<Test>, Refused> {
         expect: args.machine.expect(),
         retries: args.retries,
     };
+    let unknown =
+        |path: &&PathBuf| is_carried(path) && guests::find(&path.to_string_lossy()).is_none();
+    if let Some(path) = args.paths.iter().find(unknown) {
+        let words = format!("there is no guest {}; `ringfence guests` lists them", path.display());
+        return Err((Refusal::NoImage, words));
+    }
     let here = [PathBuf::from(".")];
     let paths = if args.paths.is_empty() { &here } else { args.paths.as_slice() };
     sources.tests(paths).map_err(|e| refused(&e))

@@ -126,8 +126,9 @@ In .cargo/config.toml:
 
 A machine description in the package's ringfence.toml counts too; what is typed goes before it. A
 kernel whose tests pass with another code than 0, as with bootimage's test-success-exit-code, says so
-by --success-exit-code. `cargo run` is then `ringfence run`; `cargo test` (a program that cargo has put a hash behind the name
-of) prints what libtest prints, and ends with 0 or 101 as it does.";
+by --success-exit-code. `cargo run` is then `ringfence run`; `cargo test` (a program that cargo has put a
+hash behind the name of) prints what libtest prints, and ends with 0 or 101 as it does. nextest, which
+goes by the exit code, counts a test that skips itself as passed.";
 
 /// What goes before all that tests say of their machines.
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use crate::machine;
 use crate::runner::report::Reports;
 use crate::runner::sources::Sources;
 use crate::runner::{Attempt, Crew, How, Recruit, Status, Test, Workforce};
-use crate::verdict::Refusal;
+use crate::verdict::{Refusal, Verdict};
 
 /// libtest's exit code for tests that failed.
 const FAILED: u8 = 101;
@@ -77,6 +78,16 @@ fn test(args: &RunnerArgs) -> Result<u8, Refused> {
         }
         Err(e) => return Err((Refusal::Usage, e.to_string())),
     };
+    // As the standard library's test programs (`rustdoc`'s book, "test threads, capture").
+    let variable = |name: &str| std::env::var(name).ok();
+    wanted.nocapture |= variable("RUST_TEST_NOCAPTURE").is_some_and(|it| it != "0");
+    if let (None, Some(typed)) = (wanted.test_threads, variable("RUST_TEST_THREADS")) {
+        let bad = |_| (Refusal::Usage, format!("RUST_TEST_THREADS is {typed:?}, no number"));
+        wanted.test_threads = Some(typed.parse().map_err(bad)?);
+    }
+    if wanted.test_threads == Some(0) {
+        return Err((Refusal::Usage, "the number of test threads must be above 0".to_owned()));
+    }
     let live = wanted.nocapture;
     let recruit: &'static Recruit<'static> =
         if live { &|| recruit(Some(Shown::OnStdout)) } else { &|| recruit(None) };
@@ -118,6 +129,19 @@ fn test(args: &RunnerArgs) -> Result<u8, Refused> {
     let trials = tests.into_iter().map(|test| trial(test, live, crew.clone())).collect();
     let failed = libtest_mimic::run(&wanted, trials).has_failed();
     Ok(if failed { FAILED } else { 0 })
+}
+
+/// libtest-mimic panics where it cannot print. The exit code for that: a reader that has gone is
+/// SIGPIPE, as for other programs.
+pub(super) fn lost_output(panic: &PanicHookInfo<'_>) -> Option<u8> {
+    let by_printer = panic.location().is_some_and(|it| it.file().contains("libtest-mimic"));
+    let words = panic.payload().downcast_ref::<String>();
+    let words = words.filter(|words| by_printer && words.contains("Os {"))?;
+    if words.contains("BrokenPipe") {
+        return Some(Verdict::Signal(libc::SIGPIPE as u8).exit_code());
+    }
+    super::tell(format_args!("cannot write to standard output: {words}"));
+    Some(super::code(Refusal::Host))
 }
 
 /// Does cargo-nextest run this (its documentation, "Environment variables")? It takes a process

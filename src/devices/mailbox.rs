@@ -143,6 +143,8 @@ impl Letters {
             self.fault.get_or_insert("the name of a test is empty");
         } else if std::str::from_utf8(&name).is_err() {
             self.fault.get_or_insert("the name of a test is not UTF-8");
+        } else if name.iter().any(u8::is_ascii_control) {
+            self.fault.get_or_insert("the name of a test has a control character");
         } else if self.count >= MAX_NAMES {
             self.fault.get_or_insert("there are more than 4096 tests");
         }
@@ -320,6 +322,7 @@ mod tests {
         assert_eq!(fault(&b"n\0".repeat(MAX_NAMES)), "");
         assert!(fault(&b"n\0".repeat(MAX_NAMES + 1)).contains("4096"));
         assert!(fault(b"a\0\xFF\0").contains("UTF-8"));
+        assert!(fault(b"a\0b\x1B\0").contains("control"));
         assert!(fault(b"a\0\0b\0").contains("empty"));
         assert!(fault(b"a\0b").contains("NUL"));
     }

@@ -73,7 +73,7 @@ pub fn is_image(path: &Path) -> io::Result<bool> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let mut head = Vec::new();
     file.take(PROBED).read_to_end(&mut head)?;
-    Ok(boot::probe(&head).is_ok() && !is_object(&head))
+    Ok(boot::probe(&head).is_ok() && !is_object(&head) && !boot::is_host_program(&head))
 }
 
 /// Is it a relocatable ELF file (System V ABI, "Object Files": `e_type` is `ET_REL`)? It is a

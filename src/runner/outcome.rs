@@ -97,6 +97,12 @@ pub fn summary(serial: &str) -> Option<&str> {
     serial.lines().rev().take(5).find_map(|line| line.trim_end().strip_prefix("SUMMARY: "))
 }
 
+/// Why a guest skipped its test: the last line by which `guests/include/ringfence.h` says so.
+pub fn skip_reason(serial: &str) -> Option<&str> {
+    let reasons = serial.lines().rev().find_map(|line| line.trim_end().strip_prefix("skipped: "));
+    reasons.filter(|reason| !reason.is_empty())
+}
+
 fn judge(verdict: &Verdict, expect: &Expect) -> (Status, String) {
     if expect.is_skip(verdict) {
         return (Status::Skipped, "the guest says so".to_owned());

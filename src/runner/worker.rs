@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Instant;
 
-use super::outcome::{Attempt, Status, serial_text, summary};
+use super::outcome::{Attempt, Status, serial_text, skip_reason, summary};
 use super::protocol::{How, Listing, Order, Reply, receive, send};
 use super::test::{Expect, Test, fingerprint};
 use crate::config::{Config, SerialTarget};
@@ -281,6 +281,12 @@ impl Bench<'_> {
         if let (Expect::KvmUnitTests, Some(summary)) = (&test.expect, summary(&attempt.serial)) {
             attempt.cause = format!("{} ({summary})", attempt.cause);
         }
+        if attempt.status == Status::Skipped
+            && let Some(reason) = skip_reason(&attempt.serial)
+        {
+            attempt.cause = reason.to_owned();
+        }
+        must_have_said_so(test, verdict, &mut attempt);
         if attempt.status.is_bad() {
             attempt.autopsy = machine.autopsy().map(ToString::to_string);
         }
@@ -349,6 +355,19 @@ fn same_names(test: &Test, names: &BTreeSet<String>) -> Result<(), String> {
             names.len()
         )),
         _ => Ok(()),
+    }
+}
+
+/// A test of the mailbox's passes by its debug exit: to power off is how a kernel ends that gave up.
+fn must_have_said_so(test: &Test, verdict: &Verdict, attempt: &mut Attempt) {
+    let powered_off = *verdict == Verdict::Success(Success::PowerOff);
+    if test.member.is_some()
+        && powered_off
+        && attempt.status == Status::Passed
+        && test.expect == Expect::Success
+    {
+        attempt.status = Status::Failed;
+        attempt.cause = format!("it ended without a verdict (debug exit): {}", attempt.cause);
     }
 }
 

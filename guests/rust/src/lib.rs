@@ -92,7 +92,7 @@ pub fn mailbox() -> bool {
     in8(ANNOUNCE) == b'M'
 }
 
-/// Makes a test known: 1 to 255 bytes, each name once, at most 4096 of them.
+/// Makes a test known: 1 to 255 bytes without control characters, each name once, at most 4096 of them.
 pub fn announce(name: &str) {
     for byte in name.bytes().chain([0]) {
         out8(ANNOUNCE, byte);

@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 
 use super::text::one_line;
-use super::{Plan, Report, Totals};
+use super::{Report, Totals};
 use crate::runner::outcome::{Record, Status};
 
 /// GitHub shows ten errors a step; the rest would be noise in the log.
@@ -45,7 +45,8 @@ impl<W: Write> Report for GitHub<W> {
         "the annotations for GitHub".to_owned()
     }
 
-    fn begin(&mut self, _: &Plan) -> io::Result<()> {
+    /// Before the first guest says anything, which is when images are asked for their tests.
+    fn open(&mut self) -> io::Result<()> {
         self.say(&format!("::stop-commands::{}\n", self.token))
     }
 

@@ -1,7 +1,8 @@
 //! The images in a directory, and in those below it; of one below that has a list of tests, these.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Sources, list_of, text_of};
@@ -9,13 +10,13 @@ use crate::machine::is_image;
 use crate::runner::Error;
 use crate::runner::test::Test;
 
-/// Directories below each other that are looked into: enough for any tree of images, and an end
-/// for one of links.
-const DEPTH: usize = 16;
-
 pub(super) fn find(sources: &Sources<'_>, root: &Path) -> Result<Vec<Test>, Error> {
     let mut found = Found::default();
-    walk(root, DEPTH, &mut found)?;
+    walk(root, &mut found)?;
+    // What lies behind links, if it was not found without.
+    while let Some(link) = found.links.pop_first() {
+        look_into(link, &mut found)?;
+    }
     let suite = text_of(root);
     let images = names(root, found.images);
     let tests = images.into_iter().map(|(name, path)| sources.image(&path, &suite, name));
@@ -35,6 +36,10 @@ struct Found {
     images: Vec<PathBuf>,
     /// Directories that have a list of tests.
     listed: Vec<PathBuf>,
+    /// Links to directories.
+    links: BTreeSet<PathBuf>,
+    /// Directories that were looked into: device and inode.
+    seen: BTreeSet<(u64, u64)>,
 }
 
 /// Each path by its name below `root`, without its ending where that leaves each its own.
@@ -49,8 +54,12 @@ fn names(root: &Path, paths: Vec<PathBuf>) -> BTreeMap<String, PathBuf> {
     paths.into_iter().map(|path| (below(&path), path)).collect()
 }
 
-fn walk(directory: &Path, depth: usize, found: &mut Found) -> Result<(), Error> {
+fn walk(directory: &Path, found: &mut Found) -> Result<(), Error> {
     let read = |source| Error::Read { path: directory.display().to_string(), source };
+    let this = fs::metadata(directory).map_err(read)?;
+    if !found.seen.insert((this.dev(), this.ino())) {
+        return Ok(());
+    }
     for entry in fs::read_dir(directory).map_err(read)? {
         let path = entry.map_err(read)?.path();
         let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.');
@@ -58,18 +67,27 @@ fn walk(directory: &Path, depth: usize, found: &mut Found) -> Result<(), Error> 
             continue;
         }
         if path.is_dir() {
-            if depth == 0 || path.is_symlink() {
-                continue;
-            }
-            if list_of(&path).is_some() {
-                found.listed.push(path);
+            if path.is_symlink() {
+                found.links.insert(path);
             } else {
-                walk(&path, depth - 1, found)?;
+                look_into(path, found)?;
             }
         } else if is_lost(&path) || is_image(&path).unwrap_or(true) {
             // One that cannot be read may be an image, and is a test that cannot be run.
             found.images.push(path);
         }
+    }
+    Ok(())
+}
+
+fn look_into(directory: PathBuf, found: &mut Found) -> Result<(), Error> {
+    if list_of(&directory).is_none() {
+        return walk(&directory, found);
+    }
+    let read = |source| Error::Read { path: directory.display().to_string(), source };
+    let this = fs::metadata(&directory).map_err(read)?;
+    if found.seen.insert((this.dev(), this.ino())) {
+        found.listed.push(directory);
     }
     Ok(())
 }

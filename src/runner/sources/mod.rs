@@ -131,6 +131,11 @@ impl Sources<'_> {
     }
 }
 
+/// Is there a list of tests of this name?
+pub fn is_list(path: &Path) -> bool {
+    path.exists() && LISTS.iter().any(|list| path.ends_with(list))
+}
+
 /// The list of tests that a directory has.
 fn list_of(directory: &Path) -> Option<PathBuf> {
     LISTS.iter().map(|list| directory.join(list)).find(|list| is_there(list))
@@ -171,10 +176,14 @@ fn unique(tests: &mut [Test]) -> Result<(), Error> {
 pub(super) fn none_twice(tests: &[Test]) -> Result<(), Error> {
     let mut seen = BTreeSet::new();
     match tests.iter().find(|test| !seen.insert(&test.name)) {
-        Some(double) => Err(Error::Usage(format!(
-            "two tests are called {:?}: each needs a name of its own",
-            double.name
-        ))),
+        Some(double) => {
+            let reason =
+                format!("two tests are called {:?}: each needs a name of its own", double.name);
+            match double.suite.as_str() {
+                "" => Err(Error::Usage(reason)), // they were typed
+                suite => Err(Error::Tests { path: suite.to_owned(), reason }),
+            }
+        }
         None => Ok(()),
     }
 }

@@ -95,6 +95,11 @@ impl Entry {
             let unknown = words.starts_with("unknown field");
             if unknown { format!("{words}; or of a test `{keys}`") } else { words }
         })?;
+        if machine.core.is_some() {
+            return Err(
+                "core: the runner writes none; `ringfence run` does, with --core".to_owned()
+            );
+        }
         if machine.serial.is_some() {
             return Err("serial: the runner takes down what a test says; leave it out".to_owned());
         }
