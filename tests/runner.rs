@@ -631,6 +631,16 @@ fn a_report_overwrites_nothing_that_is_run() {
 }
 
 #[test]
+fn a_run_without_the_coverage_that_was_asked_for_does_not_pass() {
+    need_kvm();
+    let dir = Dir::new();
+    let ended = runner(&dir, "@hello --coverage c --json l.jsonl").expect(65);
+    ended.one_line("no coverage: no image that ran has an LLVM profile");
+    let lines = json_lines(&fs::read(dir.join("l.jsonl")).unwrap());
+    assert_eq!(lines.last().unwrap()["exit_code"], 65);
+}
+
+#[test]
 fn what_is_standard_output_by_another_name_gets_the_report_alone() {
     need_kvm();
     let dir = Dir::new();

@@ -21,7 +21,7 @@ use crate::kvm::{Backend, Kvm};
 use crate::machine::{self, signals};
 use crate::runner::coverage::{self, Collector};
 use crate::runner::history::History;
-use crate::runner::report::{GitHub, Json, Junit, Reports, Screen, Style, Tap, one_line};
+use crate::runner::report::{GitHub, Json, Junit, Reports, Screen, Style, Tap, Totals, one_line};
 use crate::runner::select::{choose, order, part};
 use crate::runner::sources::{Sources, is_list};
 use crate::runner::supervise::{self, Options};
@@ -87,6 +87,7 @@ fn run(args: &TestArgs) -> Result<u8, Refused> {
         fail_fast: args.fail_fast || args.until_fail,
         rounds: if args.until_fail { args.repeat } else { Some(args.repeat.unwrap_or(1)) },
         began,
+        afterwards: &|totals| args.coverage.as_deref().and_then(|it| end_coverage(it, totals)),
     };
     note(&tests, args.verbose);
     if tests.is_empty() {
@@ -96,10 +97,7 @@ fn run(args: &TestArgs) -> Result<u8, Refused> {
     let totals = supervise::run(&tests, &mut history, &options, &mut reports);
     let totals = totals.map_err(|e| refused(&e))?;
     history.write();
-    let merged = args.coverage.as_deref().map(end_coverage).transpose()?;
-    let code = end_code(totals.exit_code(), &reports);
-    let uncovered = merged == Some(0) && totals.passed > 0;
-    Ok(if code == 0 && uncovered { super::code(Refusal::BadImage) } else { code })
+    Ok(end_code(totals.exit_code(), &reports))
 }
 
 /// For what no signal ends but in the usual way.
@@ -134,16 +132,21 @@ fn begin_coverage(directory: &Path) -> Result<(), Refused> {
     coverage::begin(directory).map_err(failed)
 }
 
-/// Gives back how many images there is coverage of; for none it says so.
-fn end_coverage(directory: &Path) -> Result<usize, Refused> {
-    let failed = |e| (Refusal::Host, format!("cannot merge in {}: {e}", directory.display()));
-    let images = coverage::merge(directory).map_err(failed)?;
-    if images == 0 {
-        super::tell(format_args!(
-            "no coverage: no image that ran has an LLVM profile (see `ringfence help coverage`)"
-        ));
+/// Puts the counts together. The exit code where that fails, or there are none of tests that passed.
+fn end_coverage(directory: &Path, totals: &Totals) -> Option<u8> {
+    match coverage::merge(directory) {
+        Ok(0) => {
+            super::tell(format_args!(
+                "no coverage: no image that ran has an LLVM profile (see `ringfence help coverage`)"
+            ));
+            (totals.passed > 0).then(|| super::code(Refusal::BadImage))
+        }
+        Ok(_) => None,
+        Err(e) => {
+            super::tell(format_args!("cannot merge in {}: {e}", directory.display()));
+            Some(super::code(Refusal::Host))
+        }
     }
-    Ok(images)
 }
 
 /// Says what of the machines is not as their tests ask.

@@ -28,6 +28,9 @@ pub struct Options<'a> {
     pub others: bool,
     /// When the run began.
     pub began: Instant,
+    /// What is done when all tests have ended, before that is reported; where it fails, the exit
+    /// code for that.
+    pub afterwards: &'a (dyn Fn(&Totals) -> Option<u8> + Sync),
 }
 
 impl Options<'_> {
@@ -214,6 +217,7 @@ impl Desk<'_> {
             let (test, name) = (item.test, item.name);
             self.record(Record::without_attempt(test, name, Status::NotRun, why.clone()));
         }
+        self.totals.afterwards = (self.options.afterwards)(&self.totals);
         self.totals.took = self.options.began.elapsed();
         self.reports.end(&self.totals);
         self.totals

@@ -31,6 +31,9 @@ pub struct Totals {
     /// Was there nothing to run, as in a shard of few tests?
     #[serde(skip)]
     pub none_asked: bool,
+    /// The exit code of what failed when all tests had passed.
+    #[serde(skip)]
+    pub afterwards: Option<u8>,
     /// The signal that ended the run.
     pub signal: Option<u8>,
     /// How long it took.
@@ -79,7 +82,7 @@ impl Totals {
             Some(signal) => Verdict::Signal(signal).exit_code(),
             None if self.bad() > 0 => 1,
             None if self.passed == 0 && !self.none_asked => refusal(Refusal::NoImage),
-            None => 0,
+            None => self.afterwards.unwrap_or(0),
         }
     }
 
