@@ -25,17 +25,20 @@ pub enum AutopsyLevel {
 pub struct SymbolFile {
     /// An ELF file.
     pub path: PathBuf,
-    /// What is added to its addresses.
+    /// What is added to its addresses, which wrap.
     pub offset: u64,
 }
 
 impl std::str::FromStr for SymbolFile {
     type Err = String;
 
-    /// `FILE[,OFFSET]`
+    /// `FILE[,[-]OFFSET]`
     fn from_str(text: &str) -> Result<Self, String> {
         let (path, offset) = match text.rsplit_once(',') {
-            Some((path, offset)) => (path, super::parse_address(offset)?),
+            Some((path, offset)) => match offset.strip_prefix('-') {
+                Some(below) => (path, super::parse_address(below)?.wrapping_neg()),
+                None => (path, super::parse_address(offset)?),
+            },
             None => (text, 0),
         };
         if path.is_empty() {
@@ -54,6 +57,8 @@ mod tests {
         let parse = |text: &str| text.parse::<SymbolFile>();
         assert_eq!(parse("a.elf"), Ok(SymbolFile { path: "a.elf".into(), offset: 0 }));
         assert_eq!(parse("a,0x10"), Ok(SymbolFile { path: "a".into(), offset: 16 }));
+        let below = SymbolFile { path: "a".into(), offset: 0x10_u64.wrapping_neg() };
+        assert_eq!(parse("a,-0x10"), Ok(below));
         assert!(parse("").is_err() && parse(",0").is_err() && parse("a,b").is_err());
     }
 }

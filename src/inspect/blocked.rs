@@ -57,7 +57,7 @@ fn operand(
     if operands::is_rep_done(it, at.cpu) {
         return None;
     }
-    let linear = operands::linear(used, at.cpu)?;
+    let linear = operands::linear(used, at.cpu, operands::bit_offset(it, at.cpu))?;
     let (size, what) = match used.memory_size() {
         MemorySize::Unknown => (1, "some bytes".to_owned()),
         size if size.size() <= 1 => (1, "1 byte".to_owned()),

@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 
 use super::backtrace::Frame;
 use super::debug;
-use super::delivery::{self, Chain};
+use super::delivery::{self, Attempt, Chain};
 use super::disasm;
 use super::fault::{DOUBLE_FAULT, Fault, Standing};
 use super::symbols::Place;
 use super::walk::{Access, AddressSpace, End};
 use super::{Cpu, CpuFindings, Ending, Registers, Source, Subject};
 use crate::kvm::{Backend, LocalApic};
-use crate::x86::{CpuState, Efer, Rflags};
+use crate::x86::{CpuState, Efer, Mode, Rflags};
 
 /// The exceptions that ended in a triple fault, as far as the state tells.
 pub(super) fn faults(at: &Standing<'_>, cpu: &Cpu) -> Option<Chain> {
@@ -141,7 +141,7 @@ fn triple_fault(subject: &Subject<'_>, cpu: &CpuFindings, state: &CpuState) -> S
             }
             (Some(obstacle), _) if obstacle == last => words.push_str(": the same; "),
             (Some(obstacle), _) => _ = write!(words, ": {obstacle}; "),
-            (None, _) => words.push_str(", and its handler can be entered"),
+            (None, _) => words.push_str(&entered(subject, attempt, state)),
         }
         last = attempt.obstacle.as_deref().unwrap_or("");
     }
@@ -152,7 +152,24 @@ fn triple_fault(subject: &Subject<'_>, cpu: &CpuFindings, state: &CpuState) -> S
     } else {
         words.push_str("; what made it a triple fault is not in the state");
     }
+    if state.mode() != Mode::Real && (state.idt.base, state.idt.limit) == (0, 0x3FF) {
+        words.push_str(
+            "; the IDT is still that of real mode (base 0, limit 0x3ff): none was loaded",
+        );
+    }
     words
+}
+
+/// Nothing is in the way of a handler, but perhaps memory for its stack.
+fn entered(subject: &Subject<'_>, attempt: &Attempt, state: &CpuState) -> String {
+    let space = AddressSpace::new(subject.memory, state);
+    let top = attempt.stack.filter(|top| space.peek_number(top.wrapping_sub(1), 1).is_none());
+    match top {
+        Some(top) => format!(
+            ", and its handler can be entered, but its stack {top:#x} lies where no memory is"
+        ),
+        None => ", and its handler can be entered".to_owned(),
+    }
 }
 
 /// What there is to say where no fault is found.
@@ -164,6 +181,11 @@ fn unexplained(backend: Backend, cpu: &CpuFindings, state: &CpuState) -> String 
     let mut words = format!("nothing in the state tells why `{text}` would fault");
     if state.rflags.contains(Rflags::IF) {
         words.push_str("; interrupts are on: one may have come, and found no handler");
+    }
+    if cpu.events.nmis_masked {
+        words.push_str(
+            "; NMIs are masked, as while one is delivered: one may have found no handler",
+        );
     }
     let pages = text.starts_with("mov cr0,") && !state.efer.contains(Efer::LME);
     if pages && backend == Backend::KvmPvm {

@@ -38,6 +38,8 @@ pub(super) const DEBUG: u8 = 1;
 pub(super) const DIVIDE: u8 = 0;
 /// #UD
 pub(super) const INVALID_OPCODE: u8 = 6;
+/// Bits of an address within the smallest page.
+const PAGE_SHIFT: u32 = 12;
 /// #NM
 pub(super) const NO_DEVICE: u8 = 7;
 /// #DF
@@ -214,6 +216,9 @@ impl<'m> Standing<'m> {
         if matches!(it.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2) {
             return Some(Fault::new(INVALID_OPCODE, words()));
         }
+        if it.mnemonic() == Mnemonic::Rsm {
+            return off("this is not system management mode");
+        }
         let leaves =
             matches!(it.mnemonic(), Mnemonic::Syscall | Mnemonic::Sysret | Mnemonic::Sysretq);
         if leaves && !self.cpu.efer.contains(Efer::SCE) {
@@ -286,7 +291,8 @@ impl<'m> Standing<'m> {
             return None;
         }
         let stack = used.segment() == Register::SS;
-        let linear = operands::linear(used, self.cpu)?;
+        let behind = operands::bit_offset(it, self.cpu);
+        let linear = operands::linear(used, self.cpu, behind)?;
         let size = match used.memory_size() {
             MemorySize::Unknown => 1,
             size => size.size().max(1) as u64,
@@ -301,7 +307,7 @@ impl<'m> Standing<'m> {
                     format!("{what} at {linear:#x}, which is not canonical"),
                 ));
             }
-        } else if let Some(why) = operands::beyond_limit(used, self.cpu, size, access) {
+        } else if let Some(why) = operands::beyond_limit(used, self.cpu, (behind, size), access) {
             return Some(Fault::new(vector, why));
         }
         if operands::is_misaligned(it, linear, size) {
@@ -310,7 +316,10 @@ impl<'m> Standing<'m> {
                 format!("{} at {linear:#x}, which is not aligned to 16", disasm::text(it)),
             ));
         }
-        [linear, last]
+        // Of an access across pages the second one's first byte is what CR2 has.
+        let crosses = linear >> PAGE_SHIFT != last >> PAGE_SHIFT;
+        let next = if crosses { last >> PAGE_SHIFT << PAGE_SHIFT } else { linear };
+        [linear, next]
             .into_iter()
             .find_map(|at| self.space.translate(at, access, self.user()).err().map(Fault::from))
             .or_else(|| self.alignment_check(it, linear, size))

@@ -1,6 +1,6 @@
 //! Where an instruction's memory operands lie.
 
-use iced_x86::{CodeSize, Instruction, Mnemonic, Register, UsedMemory};
+use iced_x86::{CodeSize, Instruction, Mnemonic, OpKind, Register, UsedMemory};
 
 use super::walk::Access;
 use crate::x86::{CpuState, Mode, Segment};
@@ -67,9 +67,27 @@ fn offset(used: &UsedMemory, cpu: &CpuState) -> Option<u64> {
     })
 }
 
-/// The linear address.
-pub(super) fn linear(used: &UsedMemory, cpu: &CpuState) -> Option<u64> {
-    let offset = offset(used, cpu)?;
+/// How far from its operand BT and its relatives look for a bit that a register numbers (Intel SDM
+/// Vol. 2A, BT): in steps of the operand's size, to both sides.
+pub(super) fn bit_offset(it: &Instruction, cpu: &CpuState) -> u64 {
+    let is_bit =
+        matches!(it.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
+    let register = it.op1_register();
+    let Some(bit) = value(register, cpu).filter(|_| is_bit && it.op0_kind() == OpKind::Memory)
+    else {
+        return 0;
+    };
+    let words = match register.size() {
+        2 => i64::from(bit as i16 >> 4) * 2,
+        4 => i64::from(bit as i32 >> 5) * 4,
+        _ => (bit as i64 >> 6) * 8,
+    };
+    words as u64
+}
+
+/// The linear address, so many bytes behind where the operand says.
+pub(super) fn linear(used: &UsedMemory, cpu: &CpuState, behind: u64) -> Option<u64> {
+    let offset = offset(used, cpu)?.wrapping_add(behind);
     let based = match (cpu.mode(), used.segment()) {
         (Mode::Long, Register::FS | Register::GS) | (Mode::Real | Mode::Protected, _) => {
             offset.wrapping_add(segment(used.segment(), cpu)?.base)
@@ -83,10 +101,11 @@ pub(super) fn linear(used: &UsedMemory, cpu: &CpuState) -> Option<u64> {
 pub(super) fn beyond_limit(
     used: &UsedMemory,
     cpu: &CpuState,
-    size: u64,
+    (behind, size): (u64, u64),
     access: Access,
 ) -> Option<String> {
-    let (segment, offset) = (segment(used.segment(), cpu)?, offset(used, cpu)?);
+    let (segment, offset) =
+        (segment(used.segment(), cpu)?, offset(used, cpu)?.wrapping_add(behind));
     let name = format!("{:?}", used.segment());
     if !segment.present {
         return Some(format!("{} by way of {name}, which holds no segment", access.words()));

@@ -221,6 +221,23 @@ fn the_first_line_tells_the_whole_chain() {
 }
 
 #[test]
+fn what_was_never_loaded_or_has_no_memory_is_said() {
+    let (memory, mut state) = long_mode(&[0x0F, 0x0B]);
+    (state.idt.base, state.idt.limit) = (0, 0x3FF);
+    let text = summary(&memory, &state);
+    assert!(
+        text.ends_with("the IDT is still that of real mode (base 0, limit 0x3ff): none was loaded"),
+        "{text}"
+    );
+    let (memory, mut state) = long_mode(&[0x0F, 0x0B]);
+    gate(&memory, 6, 8, 0x4000, 0x8E);
+    put(&memory, PD + 8, 0x4000_0083_u64);
+    state.regs.rsp = 0x30_0000;
+    let text = summary(&memory, &state);
+    assert!(text.contains("but its stack 0x300000 lies where no memory is"), "{text}");
+}
+
+#[test]
 fn a_stack_that_is_not_there_stops_every_handler() {
     // push rax
     let (memory, mut state) = long_mode(&[0x50]);
@@ -258,6 +275,7 @@ fn instructions_that_fault() {
     assert_eq!(vector(&[0x90]), None); // nop
     assert_eq!(vector(&[0x0F, 0x0B]), Some(6)); // ud2
     assert_eq!(vector(&[0x06]), Some(6)); // push es, none in 64-bit mode
+    assert_eq!(vector(&[0x0F, 0xAA]), Some(6)); // rsm
     assert_eq!(vector(&[0xF7, 0xF1]), Some(0)); // div ecx
     assert_eq!(vector(&[0x0F, 0x58, 0xC1]), Some(6)); // addps without CR4.OSFXSR
     assert_eq!(vector(&[0xCD, 0x80]), Some(0x80)); // int 0x80
@@ -277,6 +295,25 @@ fn instructions_that_fault() {
     let (vector, _, words) = fault(&[0x0F, 0x22, 0xD8], |_, cpu| cpu.regs.rax = 1 << 50).unwrap();
     assert_eq!(vector, PROTECTION); // mov cr3, rax
     assert!(words.contains("bit 50 lies above its 40-bit physical addresses"), "{words}");
+}
+
+#[test]
+fn an_access_faults_where_cr2_says() {
+    let hole = |code: &[u8], rax: u64, rcx: u64| {
+        let change = |memory: &GuestMemory, cpu: &mut CpuState| {
+            put(memory, PT + 5 * 8, 0_u64);
+            (cpu.regs.rax, cpu.regs.rcx) = (rax, rcx);
+        };
+        fault(code, change).map(|(.., words)| words)
+    };
+    let at_start = Some("page fault at 0x5000 (read, not present)".to_owned());
+    // mov rax, [rax], of which the last bytes lie in the next page
+    assert_eq!(hole(&[0x48, 0x8B, 0x00], 0x4FFC, 0), at_start);
+    // bt [rax], rcx and bt [rax], ecx: the bit may lie far away, on both sides
+    assert_eq!(hole(&[0x48, 0x0F, 0xA3, 0x08], 0x4000, 0x8000), at_start);
+    assert_eq!(hole(&[0x0F, 0xA3, 0x08], 0x6000, -0x8000_i64 as u64), at_start);
+    assert_eq!(hole(&[0x0F, 0xA3, 0x08], 0x4000, 31), None);
+    assert_eq!(hole(&[0x48, 0x0F, 0xBA, 0x20, 63], 0x4000, 0), None); // bt qword [rax], 63
 }
 
 #[test]

@@ -12,9 +12,9 @@ use crate::inspect::{
     Autopsy, Cpu, Ending, Functions, Registers, Source, Subject, Symbols, is_end, kvm_exit,
     kvm_words,
 };
-use crate::kvm::{self, Backend, Exit, ExitKind};
+use crate::kvm::{self, Backend, Exit, ExitKind, RunState};
 use crate::mem::GuestMemory;
-use crate::vcpu::{Record, RunLoop};
+use crate::vcpu::{Control, Parking, Record, RunLoop};
 use crate::verdict::{Death, Verdict};
 
 /// A first run up to this long is short enough for a second that nobody asked for.
@@ -64,7 +64,7 @@ impl Machine {
         }
         let Evidence { source, memory, cpus, never_started, .. } = self.evidence.as_ref()?;
         let subject = Subject {
-            ending: restarted(ending, self.restarts, &mut notes),
+            ending: held(restarted(ending, self.restarts, &mut notes), &self.control),
             backend: Backend::detect(),
             memory,
             symbols: &symbols,
@@ -129,6 +129,16 @@ impl Machine {
             Verdict::TimedOut { .. } if has_not_started(&mut running) => Source::BeforeStart,
             _ => Source::End,
         };
+        // Of those that ran when the time was up, those that still do come first.
+        let timed_out = matches!(verdict, Verdict::TimedOut { .. });
+        let halts = |it: &mut &mut RunLoop| {
+            matches!(it.vcpu.run_state(), Ok(RunState::Halted | RunState::HaltedForEver))
+        };
+        let halted = running
+            .iter_mut()
+            .filter(|_| timed_out)
+            .filter_map(|it| halts(it).then(|| it.vcpu.id()));
+        let halted: Vec<_> = halted.collect();
         let asked = running.into_iter().map(|it| ask(it, &verdict, &memory, functions));
         let (mut cpus, mut notes) = match asked.collect::<Result<Vec<_>, _>>() {
             Ok(cpus) => (cpus, Vec::new()),
@@ -138,7 +148,7 @@ impl Machine {
             first.pic = incarnation.vm.pic_vectors().unwrap_or_default();
         }
         notes.extend((source == Source::BeforeStart).then(|| BEFORE_START.to_owned()));
-        cpus.sort_by_key(|cpu| !cpu.died);
+        cpus.sort_by_key(|cpu| (!cpu.died, halted.contains(&cpu.id)));
         cpus.truncate(MOST_CPUS);
         let mut found = Evidence { source, memory, notes, cpus, never_started: waiting };
         let Some(lost) = found.cpus.iter().position(is_general) else { return found };
@@ -230,6 +240,17 @@ fn restarted(ending: Ending, restarts: u64, notes: &mut Vec<String>) -> Ending {
     notes.push(format!("the guest was started again, after {resets}: this is its last start"));
     match ending {
         Ending::TimedOut(limit) => Ending::TimedOut(format!("{limit} and {resets}")),
+        other => other,
+    }
+}
+
+/// A guest that a debugger held, or a pause, did not use its time.
+fn held(ending: Ending, control: &Control) -> Ending {
+    let held = control.parking().is_some_and(Parking::was_held);
+    match ending {
+        Ending::TimedOut(limit) if held => {
+            Ending::TimedOut(format!("{limit} (a debugger or a pause held it)"))
+        }
         other => other,
     }
 }

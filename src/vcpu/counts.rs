@@ -21,6 +21,21 @@ pub enum UnclaimedKind {
     Hypercall,
 }
 
+impl UnclaimedKind {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PioRead => "pio_read",
+            Self::PioWrite => "pio_write",
+            Self::MmioRead => "mmio_read",
+            Self::MmioWrite => "mmio_write",
+            Self::MsrRead => "msr_read",
+            Self::MsrWrite => "msr_write",
+            Self::Hypercall => "hypercall",
+        }
+    }
+}
+
 /// One kind of access to one address that nobody claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Unclaimed {

@@ -152,6 +152,8 @@ struct State {
     stop: Option<Stop>,
     /// Debug exits that came while the vCPUs were on their way to stand still for another.
     late: Vec<Stop>,
+    /// A vCPU was held when the machine came to its end.
+    was_held: bool,
     /// Where the verdict was given, if on a vCPU's thread.
     culprit: Option<u32>,
     reset: bool,
@@ -233,10 +235,12 @@ impl Parking {
             }
             let timed = self.changed.wait_timeout(state, LOOK);
             drop(timed.unwrap_or_else(PoisonError::into_inner));
-            if is_over() {
+            let over = is_over();
+            state = self.lock();
+            if over {
+                state.was_held = true;
                 return;
             }
-            state = self.lock();
         }
     }
 
@@ -383,6 +387,11 @@ impl Parking {
     /// The same, once.
     pub fn take_reset(&self) -> bool {
         std::mem::take(&mut self.lock().reset)
+    }
+
+    /// Was a vCPU held when the machine came to its end?
+    pub fn was_held(&self) -> bool {
+        self.lock().was_held
     }
 
     /// The machine has ended, with this verdict.

@@ -75,7 +75,7 @@ impl Strict {
     fn broken(&self, kind: UnclaimedKind, address: u64) -> Option<(&'static str, &'static str)> {
         use UnclaimedKind::{MmioRead, MmioWrite, MsrRead, MsrWrite, PioRead, PioWrite};
         match kind {
-            PioRead | PioWrite if self.io => Some(("io", "where no device is")),
+            PioRead | PioWrite if self.io => Some(("io", "which no device takes")),
             MmioRead | MmioWrite if self.null && address < NULL_END => {
                 Some(("null", "in page zero"))
             }

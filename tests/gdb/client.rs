@@ -31,6 +31,7 @@ pub const TESTS: &[Test] = &[
     ("client: a step over the last HLT", last_halt),
     ("client: MXCSR", mxcsr),
     ("client: bad addresses", addresses),
+    ("client: a guest that was held until its time was up", held),
 ];
 
 /// Those that need a breakpoint on the instruction behind STI. Where breakpoints are looked for by
@@ -380,6 +381,15 @@ fn endless() {
     assert_eq!(client.ask("D"), "OK");
     let ended = session.expect(0);
     assert!(!ended.stderr.contains("panicked"), "{ended:?}");
+}
+
+/// Nobody comes.
+fn held() {
+    let dir = Dir::new();
+    let at = format!("unix:{}", dir.join("gdb").display());
+    let run = common::ringfence(["run", "@walk", "--gdb-wait", "--timeout", "1s", "--gdb", &at]);
+    let ended = run.expect(124);
+    assert!(ended.stderr.contains("1s (a debugger or a pause held it)"), "{ended:?}");
 }
 
 fn addresses() {

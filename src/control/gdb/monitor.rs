@@ -93,7 +93,7 @@ fn exits(guest: &mut Guest, _: &str) -> String {
     }
     let _ = writeln!(text, "{:<16} {}", "unclaimed", counts.unclaimed_total());
     for site in counts.sites() {
-        let kind = format!("{:?}", site.kind);
+        let kind = site.kind.name();
         let _ = writeln!(
             text,
             "  {kind} of {:#x}: {}, first at rip {:#x}",

@@ -98,7 +98,14 @@ pub fn examine(host: &Host, device: &Path, offer: Result<Offer, kvm::Error>) -> 
                 findings.push(device::capabilities(&offer));
                 capabilities = offer.capabilities.iter().map(row).collect();
             }
-            Err(e) => findings.push(Finding::new("vm", Grade::Fatal, chain(&e))),
+            Err(e) => {
+                let finding = Finding::new("vm", Grade::Fatal, chain(&e));
+                let is_usual = device == Path::new("/dev/kvm");
+                findings.push(match is_usual {
+                    true => finding, // its words say what to do
+                    false => finding.advise("is that a KVM? leave out --kvm"),
+                });
+            }
         }
     }
     findings.extend(settings::check(host));

@@ -144,6 +144,7 @@ impl Code<'_> {
         let width = it.memory_size().size() as u64;
         let register = |register, _, _| value(register, self.cpu);
         let Some(linear) = it.virtual_address(operand, 0, register) else { return false };
+        let linear = linear.wrapping_add(operands::bit_offset(it, self.cpu));
         let moved = if it.is_string_instruction() { width } else { 0 };
         let starts = [linear, linear.wrapping_sub(moved), linear.wrapping_add(moved)];
         starts.into_iter().any(|start| {

@@ -31,6 +31,9 @@ pub struct Events {
     pub interrupt: Option<u8>,
     /// A non-maskable interrupt was to be delivered.
     pub nmi: bool,
+    /// They are held back, as while one is delivered or handled.
+    #[serde(skip)]
+    pub nmis_masked: bool,
 }
 
 /// The guest's own debug registers (Intel SDM Vol. 3B 18.2).
@@ -110,7 +113,8 @@ impl Vcpu {
         Ok(Events {
             exception: (events.exception.injected != 0).then_some(events.exception.nr),
             interrupt: (events.interrupt.injected != 0).then_some(events.interrupt.nr),
-            nmi: events.nmi.injected != 0,
+            nmi: events.nmi.injected != 0 || events.nmi.pending != 0,
+            nmis_masked: events.nmi.masked != 0,
         })
     }
 }
