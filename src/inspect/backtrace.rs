@@ -1,4 +1,4 @@
-//! Who called whom: by the image's unwind tables, by frame pointers, or by what lies on top of
+//! Who called whom: by the image's unwind tables, by frame pointers, or by the return addresses on
 //! the stack.
 
 use iced_x86::{Instruction, Mnemonic, Register};
@@ -24,7 +24,12 @@ pub enum Found {
     FramePointer,
     /// It lies on top of the stack, and follows a call instruction.
     TopOfStack,
+    /// It lies on the stack, and follows a call of this very function, which makes no frame.
+    OnStack,
 }
+
+/// Words of the stack that are looked at for a function's own return address.
+const LOOKED_AT: u64 = 256;
 
 /// One frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -85,12 +90,14 @@ fn caller(
         return Some((next, Found::UnwindTable));
     }
     let start = || {
-        let place = symbols.at(at.code.linear(cursor.rip)).filter(|_| innermost)?;
-        Some(cursor.rip.wrapping_sub(place.offset))
+        // A call lies before the address that it returns to, and may end its function.
+        let here = if innermost { cursor.rip } else { cursor.rip.wrapping_sub(1) };
+        let place = symbols.at(at.code.linear(here))?;
+        Some(here.wrapping_sub(place.offset))
     };
-    if let Some(rip) = start().and_then(|start| frameless(at, start, cursor)) {
-        let rsp = cursor.rsp.wrapping_add(width(at));
-        return Some((Cursor { rip, rsp, ..*cursor }, Found::TopOfStack));
+    if let Some(next) = start().and_then(|start| frameless(at, start, cursor)) {
+        let is_top = next.rsp == cursor.rsp.wrapping_add(width(at));
+        return Some((next, if is_top { Found::TopOfStack } else { Found::OnStack }));
     }
     if let Some(next) = frame_pointer(at, cursor) {
         return Some((next, Found::FramePointer));
@@ -128,9 +135,9 @@ fn fresh_call(at: &Standing<'_>, symbols: &Symbols<'_>, cursor: &Cursor) -> Opti
 }
 
 /// A function that makes no frame leaves RBP as its caller's, by which the caller would be passed
-/// over. Its return address is on top of the stack where it has pushed nothing: the one of a call
-/// of this very function, which begins at `start`.
-pub(super) fn frameless(at: &Standing<'_>, start: u64, cursor: &Cursor) -> Option<u64> {
+/// over. Its return address is the next one on the stack that follows a call of this very function,
+/// which begins at `start`.
+pub(super) fn frameless(at: &Standing<'_>, start: u64, cursor: &Cursor) -> Option<Cursor> {
     let marks = |it: &Instruction| matches!(it.mnemonic(), Mnemonic::Endbr64 | Mnemonic::Endbr32);
     let mut first = at.code.at(start)?;
     if marks(&first) {
@@ -138,8 +145,19 @@ pub(super) fn frameless(at: &Standing<'_>, start: u64, cursor: &Cursor) -> Optio
     }
     let makes_frame =
         first.mnemonic() == Mnemonic::Push && first.op0_register().full_register() == Register::RBP;
-    let rip = top_of_stack(at, cursor).filter(|_| !makes_frame)?;
-    (at.code.call_target(rip) == Some(start)).then_some(rip)
+    if makes_frame {
+        return None;
+    }
+    let behind = |n: u64| {
+        let pointer = cursor.rsp.wrapping_add(n * width(at));
+        Some(Cursor {
+            rip: stack_value(at, pointer)?,
+            rsp: pointer.wrapping_add(width(at)),
+            ..*cursor
+        })
+    };
+    let is_own = |next: &Cursor| at.code.call_target(next.rip) == Some(start);
+    (0..LOOKED_AT).map_while(behind).find(is_own)
 }
 
 fn frame_pointer(at: &Standing<'_>, cursor: &Cursor) -> Option<Cursor> {

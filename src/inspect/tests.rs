@@ -452,7 +452,7 @@ fn a_guest_that_had_not_started_is_said_to() {
 }
 
 #[test]
-fn the_caller_of_a_function_without_a_frame_is_on_top_of_the_stack() {
+fn the_caller_of_a_function_without_a_frame_is_on_the_stack() {
     // call 0x8010; at 0x8010: nop, dec ecx.
     let (memory, mut state) = long_mode(&[0xE8, 0x0B, 0, 0, 0]);
     memory.write_slice(&[0x90, 0xFF, 0xC9], GuestAddress(CODE + 16)).unwrap();
@@ -461,9 +461,13 @@ fn the_caller_of_a_function_without_a_frame_is_on_top_of_the_stack() {
     let caller = |start| {
         let at = Standing::new(AddressSpace::new(&memory, &state), &state);
         let cursor = Cursor { rip: state.regs.rip, rsp: 0x9000, rbp: 0 };
-        frameless(&at, start, &cursor)
+        frameless(&at, start, &cursor).map(|next| (next.rip, next.rsp))
     };
-    assert_eq!(caller(CODE + 16), Some(CODE + 5));
+    assert_eq!(caller(CODE + 16), Some((CODE + 5, 0x9008)));
+    // Below what it has pushed, and a return address that is another's.
+    put(&memory, 0x9000, CODE + 7);
+    put(&memory, 0x9018, CODE + 5);
+    assert_eq!(caller(CODE + 16), Some((CODE + 5, 0x9020)));
     assert_eq!(caller(CODE + 15), None, "it calls another");
     memory.write_obj(0x55_u8, GuestAddress(CODE + 16)).unwrap(); // push rbp: it has one
     assert_eq!(caller(CODE + 16), None);
