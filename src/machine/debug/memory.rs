@@ -4,7 +4,7 @@
 use super::Debugger;
 use super::breakpoints::{How, Point, Refusal};
 use crate::inspect::walk::{AddressSpace, Walk};
-use crate::mem::{Bytes, GuestAddress, PAGE_SIZE};
+use crate::mem::{Bytes, GuestAddress, GuestMemory, PAGE_SIZE};
 use crate::x86::CpuState;
 
 /// What an address means.
@@ -27,10 +27,7 @@ impl Debugger {
         while done < data.len() {
             let at = address.wrapping_add(done as u64);
             let len = piece(at, data.len() - done);
-            let physical = match &state {
-                Some(state) => AddressSpace::new(&memory, state).physical(at),
-                None => (space == Space::Physical).then_some(at),
-            };
+            let physical = physical(&memory, state.as_ref(), space, at);
             let piece = &mut data[done..done + len];
             let Some(physical) = physical else { break };
             if memory.read_slice(piece, GuestAddress(physical)).is_err() {
@@ -51,10 +48,7 @@ impl Debugger {
         while done < data.len() {
             let at = address.wrapping_add(done as u64);
             let len = piece(at, data.len() - done);
-            let physical = match &state {
-                Some(state) => AddressSpace::new(&memory, state).physical(at),
-                None => (space == Space::Physical).then_some(at),
-            };
+            let physical = physical(&memory, state.as_ref(), space, at);
             let is_ram = |at: &u64| memory.read_slice(&mut vec![0; len], GuestAddress(*at)).is_ok();
             let Some(physical) = physical.filter(is_ram) else { return false };
             places.push((physical, &data[done..done + len]));
@@ -112,6 +106,14 @@ impl Debugger {
     pub fn remove(&mut self, address: u64, len: u64, point: Point) -> bool {
         let memory = self.memory();
         self.breakpoints.remove(&memory, (address, len, point))
+    }
+}
+
+/// Where an address leads; `None` where nothing is mapped, or the vCPU did not tell its `state`.
+fn physical(memory: &GuestMemory, state: Option<&CpuState>, space: Space, at: u64) -> Option<u64> {
+    match (space, state) {
+        (Space::Physical, _) => Some(at),
+        (Space::Linear, state) => AddressSpace::new(memory, state?).physical(at),
     }
 }
 
