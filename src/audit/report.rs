@@ -7,6 +7,9 @@ pub use super::cell::{Cell, Ran, Seen, Whose};
 /// The number of the format; a reader refuses others.
 pub const FORMAT: u32 = 1;
 
+/// What there is to say of an audit without a look at the host's own registers ([`Host::native`]).
+pub const NOT_COMPARED: &str = "This host lets no program look at its own registers: whose it is that a guest saw is not told, but for CPUID, clocks and MSRs.";
+
 /// The JSON schema of a report: what `ringfence help audit-report` prints.
 pub const SCHEMA: &str = include_str!("schema.json");
 

@@ -98,6 +98,11 @@ impl Sight<'_> {
         self.native.is_none() && !never.contains(&sees) || self.umip && by_umip.contains(&sees)
     }
 
+    /// What the host shows its programs, where it shows this.
+    fn shown(&self, sees: Sees) -> Option<&Native> {
+        self.native.filter(|_| !self.is_hidden(sees))
+    }
+
     /// TSC_AUX, where the guest's kernel may not write it.
     fn is_unset(&self, sees: Sees) -> bool {
         !self.aux && matches!(sees, Sees::AuxInEcx | Sees::AuxInEax)
@@ -118,9 +123,8 @@ impl Sight<'_> {
     }
 
     fn values(&self, row: &Instruction, context: Context, run: &Run) -> Option<Values> {
-        let (sees, native) = (row.sees, self.native);
+        let (sees, native) = (row.sees, self.shown(row.sees));
         let rax = run.regs.rax;
-        let native = native.filter(|_| !self.is_hidden(sees));
         let of = |field: fn(&Native) -> u64| native.map(|native| u128::from(field(native)));
         let own_selector = |selector: u16| if context.mode == Mode::Real { 0 } else { selector };
         let (what, seen, own, host) = match sees {
@@ -182,11 +186,11 @@ impl Sight<'_> {
             whole[..size].copy_from_slice(&bytes[..size]);
             u128::from_le_bytes(whole)
         };
+        let native = self.shown(sees);
         let (what, table, host) = match sees {
-            Sees::Gdtr => ("GDTR (base, limit)", context.gdt(), self.native.map(|n| &n.gdtr)),
-            _ => ("IDTR (base, limit)", context.idt(), self.native.map(|n| &n.idtr)),
+            Sees::Gdtr => ("GDTR (base, limit)", context.gdt(), native.map(|n| &n.gdtr)),
+            _ => ("IDTR (base, limit)", context.idt(), native.map(|n| &n.idtr)),
         };
-        let host = host.filter(|_| !self.is_hidden(sees));
         let own = u128::from(table.base) << 16 | u128::from(table.limit);
         let host = host.map(|bytes| value(bytes, size));
         Some(Values { what, seen: value(&run.operand, size), own, host })

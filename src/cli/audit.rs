@@ -7,7 +7,7 @@ use std::path::Path;
 use super::args::AuditArgs;
 use super::audit_text::{self, Paint};
 use crate::audit::instruction::Instruction;
-use crate::audit::report::Report;
+use crate::audit::report::{NOT_COMPARED, Report};
 use crate::audit::table::INSTRUCTIONS;
 use crate::audit::{self, Error};
 use crate::kvm;
@@ -63,7 +63,7 @@ fn show(args: &AuditArgs, report: &Report) -> u8 {
     };
     match super::printed(shown) {
         0 if report.is_isolated() && !report.host.native => {
-            super::tell(format_args!("{}", audit_text::NOT_COMPARED.replace('\n', " ")));
+            super::tell(format_args!("{NOT_COMPARED}"));
             super::code(Refusal::Host)
         }
         0 => u8::from(!report.is_isolated()),

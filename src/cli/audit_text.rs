@@ -4,7 +4,9 @@ use std::io::{self, IsTerminal, Write};
 
 use super::terminal::takes_colour;
 use crate::audit::Comparison;
-use crate::audit::report::{Cell, Entered, InstructionFinding, Msr, Report, Whose, WrongLeaf};
+use crate::audit::report::{
+    Cell, Entered, InstructionFinding, Msr, NOT_COMPARED, Report, Whose, WrongLeaf,
+};
 
 /// Colour, on a terminal only.
 #[derive(Clone, Copy)]
@@ -35,7 +37,7 @@ pub(super) fn print(out: &mut impl Write, report: &Report, paint: Paint) -> io::
         writeln!(out, "KVM has no counters here: what trapped is inferred from the time it took.")?;
     }
     if !host.native {
-        writeln!(out, "{NOT_COMPARED}")?;
+        wrapped(out, 0, NOT_COMPARED)?;
     }
     contexts(out, report, paint)?;
     instructions(out, report, paint)?;
@@ -47,11 +49,6 @@ pub(super) fn print(out: &mut impl Write, report: &Report, paint: Paint) -> io::
     theory(out, report, paint)?;
     leaks(out, report, paint)
 }
-
-/// What an audit is without a look at the host's own registers.
-pub(super) const NOT_COMPARED: &str = "\
-This host lets no program look at its own registers: whose it is that a guest saw is not told, but for
-CPUID, clocks and MSRs.";
 
 fn contexts(out: &mut impl Write, report: &Report, paint: Paint) -> io::Result<()> {
     writeln!(out, "\n{}", paint.head("Modes and rings"))?;

@@ -141,7 +141,13 @@ fn triple_fault(subject: &Subject<'_>, cpu: &CpuFindings, state: &CpuState) -> S
             }
             (Some(obstacle), _) if obstacle == last => words.push_str(": the same; "),
             (Some(obstacle), _) => _ = write!(words, ": {obstacle}; "),
-            (None, _) => words.push_str(&entered(subject, attempt, state)),
+            (None, _) => {
+                words.push_str(", and its handler can be entered");
+                if let Some(top) = lost_stack(subject, attempt, state) {
+                    let _ = write!(words, ", but its stack {top:#x} lies where no memory is");
+                    return words + "; triple fault";
+                }
+            }
         }
         last = attempt.obstacle.as_deref().unwrap_or("");
     }
@@ -160,16 +166,11 @@ fn triple_fault(subject: &Subject<'_>, cpu: &CpuFindings, state: &CpuState) -> S
     words
 }
 
-/// Nothing is in the way of a handler, but perhaps memory for its stack.
-fn entered(subject: &Subject<'_>, attempt: &Attempt, state: &CpuState) -> String {
+/// The top of a handler's stack, where there is no memory below it. Processors write there all the
+/// same, into nothing; a KVM need not go on.
+fn lost_stack(subject: &Subject<'_>, attempt: &Attempt, state: &CpuState) -> Option<u64> {
     let space = AddressSpace::new(subject.memory, state);
-    let top = attempt.stack.filter(|top| space.peek_number(top.wrapping_sub(1), 1).is_none());
-    match top {
-        Some(top) => format!(
-            ", and its handler can be entered, but its stack {top:#x} lies where no memory is"
-        ),
-        None => ", and its handler can be entered".to_owned(),
-    }
+    attempt.stack.filter(|top| space.peek_number(top.wrapping_sub(1), 1).is_none())
 }
 
 /// What there is to say where no fault is found.

@@ -53,6 +53,13 @@ pub enum RunState {
     HaltedForEver,
 }
 
+impl RunState {
+    /// Is it in HLT, or has it not been started?
+    pub fn is_halted(self) -> bool {
+        self != Self::Runnable
+    }
+}
+
 impl fmt::Debug for Vcpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vcpu").field("id", &self.id).finish_non_exhaustive()

@@ -131,9 +131,7 @@ impl Machine {
         };
         // Of those that ran when the time was up, those that still do come first.
         let timed_out = matches!(verdict, Verdict::TimedOut { .. });
-        let halts = |it: &mut &mut RunLoop| {
-            matches!(it.vcpu.run_state(), Ok(RunState::Halted | RunState::HaltedForEver))
-        };
+        let halts = |it: &mut &mut RunLoop| it.vcpu.run_state().is_ok_and(RunState::is_halted);
         let halted = running
             .iter_mut()
             .filter(|_| timed_out)

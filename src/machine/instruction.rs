@@ -39,8 +39,8 @@ pub(super) fn instruction(
     if let Some(record) = panic_write(it, verdict) {
         return culprit(UnclaimedKind::PioWrite, &record, memory, state, functions);
     }
-    let halted = it.vcpu.last_exit() == Exit::Hlt
-        || matches!(it.vcpu.run_state(), Ok(RunState::Halted | RunState::HaltedForEver));
+    let halted =
+        it.vcpu.last_exit() == Exit::Hlt || it.vcpu.run_state().is_ok_and(RunState::is_halted);
     let space = AddressSpace::new(memory, state);
     let mut before = [0];
     let read = space.peek(state.linear_rip().wrapping_sub(1), &mut before);

@@ -5,7 +5,7 @@ mod picture;
 
 use std::fmt::Write;
 
-use super::report::{Cell, InstructionFinding, Report, Whose};
+use super::report::{Cell, InstructionFinding, NOT_COMPARED, Report, Whose};
 use super::table::INSTRUCTIONS;
 use super::theory;
 
@@ -53,8 +53,7 @@ fn verdict(page: &mut String, report: &Report) {
     };
     let _ = writeln!(page, "<p class=\"verdict {class}\">{text}{unknown}</p>");
     if !report.host.native {
-        *page += "<p class=\"verdict bad\">This host lets no program look at its own registers: whose it is \
-                  that a guest saw is not told, but for CPUID, clocks and MSRs.</p>\n";
+        let _ = writeln!(page, "<p class=\"verdict bad\">{}</p>", escape(NOT_COMPARED));
     }
 }
 

@@ -7,7 +7,7 @@ use kvm_bindings::{
     KVM_VCPUEVENT_VALID_SHADOW, kvm_guest_debug, kvm_guest_debug_arch, kvm_mp_state,
 };
 
-use super::{RunState, Vcpu};
+use super::Vcpu;
 use crate::kvm::Error;
 use crate::x86::Rflags;
 
@@ -27,7 +27,7 @@ impl Vcpu {
         if !self.local_apic {
             return Ok(HltStep::Exits);
         }
-        if self.run_state()? != RunState::Runnable {
+        if self.run_state()?.is_halted() {
             return Ok(HltStep::Waits);
         }
         let mut regs = self.fd.get_regs().map_err(Error::ioctl("KVM_GET_REGS"))?;
