@@ -3,6 +3,7 @@
 # shellcheck shell=bash disable=SC2154  # scripts/test sets $logs
 
 rows=()	# name|outcome|passed|failed|skipped|seconds
+failures=()	# what the tests that failed said, a text a step
 passed=0 failed=0 skipped=0
 
 row() {	# name, outcome, passed, failed, skipped, seconds
@@ -33,6 +34,7 @@ logged() {
 step() {
 	logged "$@"
 	if [ "$code" = 0 ]; then row "$1" ok '' '' '' "$seconds"; return; fi
+	failures+=("$1, its last lines:"$'\n'"$(tail -n 30 "$log" | sed 's/^/    /')")
 	row "$1" "failed (exit $code)" '' 1 '' "$seconds"
 	return 1
 }
@@ -50,6 +52,21 @@ count_results() {
 	END { print p + 0, f + 0, s + 0, n + 0 }' "$1"
 }
 
+# What the failed tests of a log said, or else its last lines: said once more at
+# the end, where a person looks first, and which a log that was cut still has.
+keep_failures() {	# step, log
+	local text
+	text=$(tr -d '\r' <"$2" | awk '
+		/^-- [^ ]+$/ { program = $2 }
+		/^test .* \.\.\. FAILED$/ { print "FAILED " (program ? program ": " : "") $2; n = 0 }
+		/^---- .* ----$/ { inside = 1; n = 0 }
+		/^failures:$/ || /^test result: / { inside = 0 }
+		/^ +[0-9]+: / || /^ +at / { next }	# a backtrace of the test itself
+		inside && n++ < 60 { print "    " $0 }')
+	[ -n "$text" ] || text=$(tail -n 30 "$2" | sed 's/^/    /')
+	failures+=("$1:"$'\n'"$text")
+}
+
 # A step whose programs print "test result:". One that ends badly without
 # counting a failure, or never says a result, is a failure by itself.
 tests_step() {
@@ -57,6 +74,7 @@ tests_step() {
 	logged "$@"
 	read -r p f s n < <(count_results "$log")
 	if [ "$n" = 0 ] || { [ "$code" != 0 ] && [ "$f" = 0 ]; }; then f=$((f + 1)); fi
+	[ "$f" = 0 ] || keep_failures "$1" "$log"
 	row "$1" "$([ "$f" = 0 ] && echo ok || echo failed)" "$p" "$f" "$s" "$seconds"
 }
 
@@ -81,14 +99,17 @@ programs_step() {	# name, program names as one word, command
 	# shellcheck disable=SC2086  # names, apart
 	for name in $(unfinished_programs "$log" $2); do
 		echo "test: $name did not end with a result of its own" >&2
+		failures+=("$1: $name did not end with a result of its own")
 		f=$((f + 1))
 	done
 	if [ "$code" != 0 ] && [ "$f" = 0 ]; then f=1; fi
+	[ "$f" = 0 ] || keep_failures "$1" "$log"
 	row "$1" "$([ "$f" = 0 ] && echo ok || echo failed)" "$p" "$f" "$s" "$seconds"
 }
 
 finish() {
 	local line name outcome p f s t width=0
+	if [ ${#failures[@]} -gt 0 ]; then printf '\n== failures\n%s\n' "$(printf '%s\n' "${failures[@]}")"; fi
 	for line in "${rows[@]}"; do
 		name=${line%%|*}
 		[ "${#name}" -le "$width" ] || width=${#name}
