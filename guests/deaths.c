@@ -143,6 +143,12 @@ static void fault_in_handler(void)
     write_on_small_stack();
 }
 
+static void loop_in_handler(void)
+{
+    set_handler(INVALID_OPCODE, looping_handler);
+    undefined();
+}
+
 static void no_execute(void)
 {
     uint32_t low, high;
@@ -211,7 +217,7 @@ static const struct {
     { "bad-segment", bad_segment },     { "invalid-opcode", invalid_opcode },
     { "reserved-bit", reserved_bit },   { "dead-loop", dead_loop },
     { "panic", panic },                 { "halt", halt },
-    { "interrupt", interrupt },
+    { "interrupt", interrupt },         { "loop-in-handler", loop_in_handler },
 };
 
 int guest(uint32_t magic, uintptr_t info)

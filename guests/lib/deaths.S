@@ -56,6 +56,18 @@ function faulting_handler
     iretq
 end faulting_handler
 
+function looping_handler
+    pushq %rax
+    call loop_on
+    popq %rax
+    iretq
+end looping_handler
+
+function loop_on
+    sti
+1:  jmp 1b
+end loop_on
+
 function write_on_small_stack
     leaq small_stack_top(%rip), %rsp
     jmp write_unmapped

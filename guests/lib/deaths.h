@@ -11,6 +11,7 @@ void jump_nowhere(void);
 void divide_by_zero(void);
 void write_unmapped(void);
 void faulting_handler(void);
+void looping_handler(void);
 void write_on_small_stack(void);
 void call_data(const void *data);
 void load_bad_segment(void);

@@ -249,7 +249,7 @@ fn open(path: &Path) -> Result<Box<dyn Write>, Refused> {
 /// What was typed as tests, images as one each.
 fn found(args: &TestArgs) -> Result<Vec<Test>, Refused> {
     let sources = Sources {
-        typed: args.machine.description(),
+        typed: args.machine.description().map_err(|words| (Refusal::Usage, words))?,
         backend: Backend::detect().name(),
         carried: &super::run::carried,
         expect: args.machine.expect(),

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::args::checked;
 use super::help;
-use crate::config::{self, Description};
+use crate::config::{self, Config, Description};
 use crate::runner::Expect;
 use crate::runner::select::{Filter, Shard};
 
@@ -195,14 +195,18 @@ impl TestMachine {
         texts.chain(kvm).flatten().collect()
     }
 
-    pub(super) fn description(&self) -> Description {
-        Description {
+    /// What was typed; in words why there can be no such machine, whatever a test asks for.
+    pub(super) fn description(&self) -> Result<Description, String> {
+        let typed = Description {
             memory: self.memory.clone(),
             cpus: self.cpus,
             cmdline: self.cmdline.clone(),
             timeout: self.timeout.clone(),
             kvm: self.kvm.clone(),
             ..Description::default()
-        }
+        };
+        let image = Some(PathBuf::from("any"));
+        let machine = Config::resolve(Description { image, ..typed.clone() });
+        machine.map(|_| typed).map_err(|e| e.to_string())
     }
 }

@@ -172,7 +172,8 @@ fn filters(args: Vec<String>) -> (Vec<String>, Vec<String>) {
 }
 
 fn tests(args: &RunnerArgs, crew: &Crew<'_>) -> Result<Vec<Test>, Refused> {
-    let mut typed = args.machine.description();
+    let typed = args.machine.description();
+    let mut typed = typed.map_err(|words| (Refusal::Usage, words))?;
     if let Some(path) = described() {
         let bad = |words: String| (Refusal::BadConfig, words);
         let text = std::fs::read_to_string(&path);

@@ -1,10 +1,11 @@
 //! Who called whom: by the image's unwind tables, by frame pointers, or by the return addresses on
-//! the stack.
+//! the stack; and what a handler interrupted.
 
 use iced_x86::{Instruction, Mnemonic, Register};
 use serde::Serialize;
 
 use super::fault::Standing;
+use super::interrupted;
 use super::symbols::{Place, Symbols};
 use super::unwind;
 use crate::x86::Mode;
@@ -26,6 +27,8 @@ pub enum Found {
     TopOfStack,
     /// It lies on the stack, and follows a call of this very function, which makes no frame.
     OnStack,
+    /// A handler interrupted it: by the frame that the processor pushed.
+    InterruptFrame,
 }
 
 /// Words of the stack that are looked at for a function's own return address.
@@ -56,42 +59,64 @@ pub(super) fn of(at: &Standing<'_>, symbols: &Symbols<'_>) -> (Vec<Frame>, bool)
     let mut cursor = Cursor { rip: regs.rip, rsp: regs.rsp, rbp: regs.rbp };
     let place = symbols.at(at.code.linear(cursor.rip));
     let mut frames = vec![Frame { rip: cursor.rip, place, found: Found::Rip }];
-    while let Some((next, found)) = caller(at, symbols, &cursor, frames.len() == 1) {
+    let mut exact = true;
+    while let Some((next, found)) = caller(at, symbols, &cursor, exact) {
         if frames.len() == DEEPEST {
             return (frames, true);
         }
-        // A call lies before the address that it returns to, and may end its function.
-        let place = symbols.at(at.code.linear(next.rip.wrapping_sub(1))).map(|place| {
-            let offset = place.offset + 1;
-            Place { offset, ..place }
-        });
+        exact = found == Found::InterruptFrame;
+        let place = match exact {
+            true => symbols.at(at.code.linear(next.rip)),
+            // A call lies before the address that it returns to, and may end its function.
+            false => symbols.at(at.code.linear(next.rip.wrapping_sub(1))).map(|place| {
+                let offset = place.offset + 1;
+                Place { offset, ..place }
+            }),
+        };
         frames.push(Frame { rip: next.rip, place, found });
-        if next.rsp <= cursor.rsp || next.rip == 0 {
-            break; // the stack grows down: a caller's part lies above
+        // The stack grows down: a caller's part lies above, unless a handler has its own stack.
+        if !exact && (next.rsp <= cursor.rsp || next.rip == 0) {
+            break;
         }
         cursor = next;
     }
     (frames, false)
 }
 
+/// One step. `exact`: RIP is an instruction's, not a return address.
 fn caller(
     at: &Standing<'_>,
     symbols: &Symbols<'_>,
     cursor: &Cursor,
-    innermost: bool,
+    exact: bool,
 ) -> Option<(Cursor, Found)> {
-    if innermost && let Some(rip) = fresh_call(at, symbols, cursor) {
+    let (next, found) = return_address(at, symbols, cursor, exact)?;
+    // An interrupt may come where a call returns to: its frame has more than that address.
+    let frame = interrupted::frame(at, next.rsp.wrapping_sub(width(at)), cursor);
+    match frame.filter(|_| found != Found::InterruptFrame) {
+        Some(frame) => Some((Cursor { rbp: next.rbp, ..frame }, Found::InterruptFrame)),
+        None => Some((next, found)),
+    }
+}
+
+fn return_address(
+    at: &Standing<'_>,
+    symbols: &Symbols<'_>,
+    cursor: &Cursor,
+    exact: bool,
+) -> Option<(Cursor, Found)> {
+    if exact && let Some(rip) = fresh_call(at, symbols, cursor) {
         let rsp = cursor.rsp.wrapping_add(width(at));
         return Some((Cursor { rip, rsp, ..*cursor }, Found::TopOfStack));
     }
-    let by_table = unwind::caller(at, symbols, cursor, innermost)
-        .filter(|next| at.code.follows_call(next.rip));
+    let by_table =
+        unwind::caller(at, symbols, cursor, exact).filter(|next| at.code.follows_call(next.rip));
     if let Some(next) = by_table {
         return Some((next, Found::UnwindTable));
     }
     let start = || {
         // A call lies before the address that it returns to, and may end its function.
-        let here = if innermost { cursor.rip } else { cursor.rip.wrapping_sub(1) };
+        let here = if exact { cursor.rip } else { cursor.rip.wrapping_sub(1) };
         let place = symbols.at(at.code.linear(here))?;
         Some(here.wrapping_sub(place.offset))
     };
@@ -102,7 +127,10 @@ fn caller(
     if let Some(next) = frame_pointer(at, cursor) {
         return Some((next, Found::FramePointer));
     }
-    let rip = top_of_stack(at, cursor).filter(|_| innermost)?;
+    if let Some(next) = interrupted::by_handler(at, symbols, cursor, exact) {
+        return Some((next, Found::InterruptFrame));
+    }
+    let rip = top_of_stack(at, cursor).filter(|_| exact)?;
     let rsp = cursor.rsp.wrapping_add(width(at));
     Some((Cursor { rip, rsp, ..*cursor }, Found::TopOfStack))
 }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::backtrace::Frame;
+use super::backtrace::{Found, Frame};
 use super::debug;
 use super::delivery::{self, Attempt, Chain};
 use super::disasm;
@@ -109,10 +109,17 @@ fn place(cpu: &CpuFindings) -> String {
     here + &caller(cpu)
 }
 
+/// Who called, and what the handler interrupted that this is in.
 fn caller(cpu: &CpuFindings) -> String {
-    let Some(Frame { rip, place, .. }) = cpu.backtrace.get(1) else { return String::new() };
-    let named = place.as_ref().map_or_else(|| cpu.address(*rip), quoted);
-    format!(", called from {named}")
+    let named = |it: &Frame| it.place.as_ref().map_or_else(|| cpu.address(it.rip), quoted);
+    let frames = cpu.backtrace.get(1..).unwrap_or_default();
+    let by_call = frames.first().filter(|it| it.found != Found::InterruptFrame);
+    let called = by_call.map_or(String::new(), |it| format!(", called from {}", named(it)));
+    let interrupted = frames.iter().find(|it| it.found == Found::InterruptFrame);
+    match interrupted {
+        Some(it) => format!("{called}, in a handler that interrupted {}", named(it)),
+        None => called,
+    }
 }
 
 fn quoted(place: &Place) -> String {

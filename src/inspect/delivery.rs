@@ -212,7 +212,7 @@ fn protected(
     Ok(())
 }
 
-fn read_gate(
+pub(super) fn read_gate(
     space: &AddressSpace<'_>,
     cpu: &CpuState,
     vector: u8,

@@ -16,6 +16,7 @@ mod fault;
 mod follow;
 mod frame;
 mod functions;
+mod interrupted;
 mod kvm_words;
 mod mappings;
 mod mode;

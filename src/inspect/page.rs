@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter, Write as _};
 use super::cause::fault_kind;
 use super::delivery::{Attempt, Gate};
 use super::walk::{End, Walk};
-use super::{Autopsy, CpuFindings, NamedWalk, Registers};
+use super::{Autopsy, CpuFindings, Found, NamedWalk, Registers};
 use crate::x86::{CpuState, DescriptorTable, Regs, Segment};
 
 impl Display for Autopsy {
@@ -217,7 +217,8 @@ fn backtrace(f: &mut Formatter<'_>, cpu: &CpuFindings) -> fmt::Result {
         write!(f, "    {numbers} {}{place}", cpu.address(same[0].rip))?;
         let inlined = same[0].place.iter().flat_map(|place| &place.inlined);
         inlined.into_iter().try_for_each(|name| write!(f, ", inlined {name}"))?;
-        writeln!(f)?;
+        let interrupted = same.iter().any(|it| it.found == Found::InterruptFrame);
+        writeln!(f, "{}", if interrupted { ", interrupted by the handler" } else { "" })?;
     }
     if cpu.backtrace_cut { writeln!(f, "    ... and further callers") } else { Ok(()) }
 }

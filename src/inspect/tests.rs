@@ -1,6 +1,7 @@
 //! Deaths made by hand: page tables, descriptor tables and code in guest memory, no KVM.
 
 mod faults;
+mod handlers;
 mod walks;
 
 use super::backtrace::{Cursor, frameless};

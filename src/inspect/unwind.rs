@@ -27,10 +27,10 @@ pub(super) fn caller(
     at: &Standing<'_>,
     symbols: &Symbols<'_>,
     cursor: &Cursor,
-    innermost: bool,
+    exact: bool,
 ) -> Option<Cursor> {
     // A return address may lie behind its function's last byte.
-    let rip = at.code.linear(if innermost { cursor.rip } else { cursor.rip.wrapping_sub(1) });
+    let rip = at.code.linear(if exact { cursor.rip } else { cursor.rip.wrapping_sub(1) });
     symbols.linked(rip).find_map(|(module, linked)| {
         by_section(at, module, cursor, ".eh_frame", |data, bases| {
             let mut section = EhFrame::new(data, LittleEndian);

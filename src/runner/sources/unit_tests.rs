@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::words::{Words, split};
 use super::{Facts, Sources, environment, qemu};
-use crate::config::Description;
+use crate::config::{Config, Description};
 use crate::runner::Error;
 use crate::runner::test::{Expect, Test};
 
@@ -132,6 +132,14 @@ fn test(sources: &Sources<'_>, section: &Section, path: &Path, arch: &str) -> Re
         cpu: asked.cpu,
         ..Description::default()
     };
+    // run_tests.sh skips what QEMU refuses to start.
+    let resolved = Config::resolve(sources.typed.clone().over(machine.clone()));
+    let impossible = resolved.err().map(|e| format!("no machine here is as it asks: {e}"));
+    let machine = match &impossible {
+        Some(_) => Description { image: machine.image, ..Description::default() },
+        None => machine,
+    };
+    let skip = skip.or(impossible);
     let groups: Vec<_> = section.groups.split_whitespace().map(str::to_owned).collect();
     let facts = Facts {
         expect: Some(Expect::KvmUnitTests),
