@@ -219,6 +219,7 @@ fn what_is_not_understood() {
         ("nowhere", 66, "nowhere"),
         ("empty", 66, "there is no test in empty"),
         ("@hello @hello", 64, "two tests are called"),
+        ("@hello --cpus 5000", 64, "bad value for cpus: 5000"),
         ("@hello --kvm /nonexistent", 77, "/nonexistent"),
         ("@hello --tap - --json -", 64, "only one report"),
         ("@hello --tap x --json ./x", 64, "one file"),
@@ -466,10 +467,11 @@ fn unittests_cfg_as_it_is() {
         "# kvm-unit-tests\n[one]\nfile = mb.flat\nsmp = 2\ntest_args = 'two words'\nqemu_params = -cpu qemu64,-x2apic -m 64\n\
          [other-host]\nfile = mb.flat\narch = i386\n[device]\nfile = mb.flat\nqemu_params = -device edu\n\
          [manual]\nfile = mb.flat\ngroups = slow nodefault\n[checked]\nfile = mb.flat\ncheck = /nonexistent=Y\n\
-         [missing]\nfile = none.flat\n",
+         [missing]\nfile = none.flat\n[many]\nfile = mb.flat\nsmp = 5000\n",
     );
     let ended = runner(&dir, "--json l.jsonl").expect(0);
-    assert!(ended.out().contains("1 passed, 5 skipped"), "{ended:?}");
+    assert!(ended.out().contains("1 passed, 6 skipped"), "{ended:?}");
+    assert!(ended.out().contains("no machine here is as it asks: bad value for cpus: 5000"));
     let lines = json_lines(&fs::read(dir.join("l.jsonl")).unwrap());
     let one = tests_of(&lines).into_iter().find(|test| test["name"] == "one").unwrap().clone();
     let said = one["attempts"][0]["serial"].as_str().unwrap();
