@@ -82,7 +82,8 @@ fn segment(
         return None;
     }
     let linear = descriptor::address(at.cpu, special::selector(at, it)?).ok()?;
-    let place = |offset: u64| at.space.translate(linear + offset, Access::Read, false).ok();
+    let place =
+        |offset: u64| at.space.translate(linear.wrapping_add(offset), Access::Read, false).ok();
     if let Some(address) = place(0).filter(|it| guards(*it, false)) {
         return Some(Touch { write: false, address, what: "a segment's descriptor".to_owned() });
     }

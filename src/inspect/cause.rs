@@ -96,7 +96,16 @@ fn spaced(detail: &str) -> String {
 
 /// The first line where no vCPU could be asked.
 pub(super) fn without_state(ending: &Ending) -> String {
-    format!("{ending:?}, and no processor's state could be read")
+    let how = match ending {
+        Ending::TripleFault => "triple fault".to_owned(),
+        Ending::Unrunnable => "an instruction that KVM could not run".to_owned(),
+        Ending::InvalidEntry => "the processor's state is not a valid one".to_owned(),
+        Ending::Panic(detail) => format!("the guest reported a panic{}", spaced(detail)),
+        Ending::Strict(detail) => format!("strict mode{}", spaced(detail)),
+        Ending::Halted => "halted for ever".to_owned(),
+        Ending::TimedOut(limit) => format!("still running after {limit}"),
+    };
+    format!("{how}; no processor's state could be read")
 }
 
 /// "in `memset+0x1c` (mem.c:41), called from `main+0x10` (main.c:3)", or "at 0x100123".
@@ -123,10 +132,7 @@ fn caller(cpu: &CpuFindings) -> String {
 }
 
 fn quoted(place: &Place) -> String {
-    let name = format!("`{}+{:#x}`", place.function, place.offset);
-    let whole = place.to_string();
-    let lines = whole.split_once(" (").map_or(String::new(), |(_, lines)| format!(" ({lines}"));
-    name + &lines
+    format!("`{}+{:#x}`{}", place.function, place.offset, place.source())
 }
 
 fn triple_fault(subject: &Subject<'_>, cpu: &CpuFindings, state: &CpuState) -> String {
@@ -258,7 +264,7 @@ fn running(cpu: &CpuFindings, state: &CpuState) -> String {
     format!(": {what}, with interrupts {interrupts}")
 }
 
-/// The name of the access in a page fault's error code, for the page.
+/// What an exception is called, with its vector and error code.
 pub(super) fn fault_kind(fault: &Fault) -> String {
     let code = fault.error_code.map_or(String::new(), |code| format!(", error code {code:#x}"));
     let access = match fault.access {

@@ -215,7 +215,7 @@ fn raw_version(file: &object::File<'_>) -> Result<Option<u64>, Error> {
 fn header(raw: u64, version: &Version, parts: &Parts) -> Vec<u8> {
     let count = parts.data.len.div_ceil(version.record as u64);
     let from_data = |part: Part| part.address.wrapping_sub(parts.data.address) & version.mask();
-    let bitmap_padding = parts.bitmap.len.next_multiple_of(WORD as u64) - parts.bitmap.len;
+    let bitmap_padding = parts.bitmap.len.wrapping_neg() % WORD as u64;
     // The magic, the version, binary ids, data records, padding, counters, padding.
     let mut words = vec![version.magic(), raw, 0, count, 0];
     words.extend([parts.counters.len / WORD as u64, 0]);
@@ -296,7 +296,8 @@ impl Version {
 /// What lies at a link address in guest memory.
 fn guest_bytes(memory: &GuestMemory, loads: &[Alias], part: Part) -> Result<Vec<u8>, Error> {
     let load = loads.iter().find(|it| part.address.wrapping_sub(it.linked) < it.len);
-    let at = load.map_or(part.address, |it| part.address - it.linked + it.loaded);
+    let at = load
+        .map_or(part.address, |it| part.address.wrapping_sub(it.linked).wrapping_add(it.loaded));
     let lacks = |_| Error::NoMemory(at);
     // A damaged size must not make room for more than there is.
     let end = at.checked_add(part.len).ok_or(Error::NoMemory(at))?;

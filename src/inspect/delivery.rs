@@ -4,7 +4,9 @@
 use serde::Serialize;
 
 use super::descriptor::{self, Descriptor, Missing};
-use super::fault::{DOUBLE_FAULT, Fault, INVALID_TSS, NOT_PRESENT, PAGE, PROTECTION, STACK};
+use super::fault::{
+    DOUBLE_FAULT, Fault, INVALID_TSS, NOT_PRESENT, Origin, PAGE, PROTECTION, STACK,
+};
 use super::frame::{self, Push};
 use super::walk::{Access, AddressSpace};
 use crate::x86::{CpuState, Efer, Mode};
@@ -76,14 +78,14 @@ pub fn chain(space: &AddressSpace<'_>, cpu: &CpuState, event: Fault) -> Chain {
     while let Some(event) = next.take().filter(|_| attempts.len() < 4) {
         let attempt = attempt(space, cpu, event);
         if let Some(raised) = &attempt.raised {
-            let after = match attempt.event.external {
-                true => After::Serial,
-                false => combine(attempt.event.vector, raised.vector),
+            let after = match attempt.event.origin {
+                Origin::Exception => combine(attempt.event.vector, raised.vector),
+                Origin::External | Origin::Software => After::Serial,
             };
             match after {
                 After::Serial => next = Some(raised.clone()),
                 After::DoubleFault => {
-                    next = Some(Fault { why: String::new(), ..Fault::new(DOUBLE_FAULT, "") });
+                    next = Some(Fault::new(DOUBLE_FAULT, ""));
                 }
                 After::TripleFault => triple_fault = true,
             }
@@ -117,7 +119,14 @@ fn attempt(space: &AddressSpace<'_>, cpu: &CpuState, event: Fault) -> Attempt {
         Mode::Real if !cpu.cr0.contains(crate::x86::Cr0::PE) => real(space, cpu, &mut attempt),
         _ => protected(space, cpu, &mut attempt),
     };
-    if let Err(Obstacle { words, fault }) = delivered {
+    if let Err(Obstacle { words, mut fault }) = delivered {
+        // EXT tells of an event from outside the program (Vol. 3A 6.13).
+        let is_software = attempt.event.origin == Origin::Software;
+        if let Some(code) =
+            fault.error_code.as_mut().filter(|_| is_software && fault.vector != PAGE)
+        {
+            *code &= !1;
+        }
         attempt.obstacle = Some(words);
         attempt.raised = Some(fault);
     }
@@ -131,7 +140,7 @@ fn real(space: &AddressSpace<'_>, cpu: &CpuState, attempt: &mut Attempt) -> Resu
     if offset + 3 > cpu.idt.limit.into() {
         return Err(short_idt(cpu, vector, 0));
     }
-    let at = cpu.idt.base + offset;
+    let at = cpu.idt.base.wrapping_add(offset);
     let entry = space.peek_number(at, 4).unwrap_or(0xFFFF_FFFF);
     attempt.gate = Some(Gate {
         at,
@@ -182,6 +191,14 @@ fn protected(
                 Descriptor(raw).words()
             ),
         };
+        return Err(Obstacle::new(words, PROTECTION, code));
+    }
+    if attempt.event.origin == Origin::Software && gate.dpl < cpu.ring() {
+        let words = format!(
+            "IDT entry {n} is for ring {} and below (its DPL), and this is ring {}",
+            gate.dpl,
+            cpu.ring()
+        );
         return Err(Obstacle::new(words, PROTECTION, code));
     }
     if !gate.present {

@@ -57,6 +57,20 @@ impl<'m> Code<'m> {
             .then(|| Decoder::with_ip(self.bits, &bytes, rip, DecoderOptions::NONE).decode())
     }
 
+    /// Does the instruction at `rip` go on where nothing can be read? Then it would be one with some
+    /// bytes behind those that can.
+    pub(super) fn is_cut_off(&self, rip: u64) -> bool {
+        let bytes = self.bytes(rip, LONGEST);
+        let with = |next: u8| {
+            let mut whole = bytes.clone();
+            whole.resize(LONGEST, next);
+            Decoder::with_ip(self.bits, &whole, rip, DecoderOptions::NONE).decode()
+        };
+        // Of a ModR/M byte: an operand in memory, and one in a register.
+        let goes_on = |it: Instruction| !it.is_invalid() && it.len() > bytes.len();
+        [0, 0xC0].into_iter().any(|next| goes_on(with(next)))
+    }
+
     /// Is the instruction at `rip` longer than any may be? Only prefixes that are there twice make
     /// it that: without them it is one.
     pub(super) fn is_too_long(&self, rip: u64) -> bool {

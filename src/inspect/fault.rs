@@ -26,10 +26,21 @@ pub struct Fault {
     pub access: Option<Access>,
     /// Why, in words.
     pub why: String,
-    /// An interrupt of a controller's, whatever its vector: it has no error code and makes no
-    /// double fault.
+    /// What raised it.
     #[serde(skip)]
-    pub(super) external: bool,
+    pub(super) origin: Origin,
+}
+
+/// What raises an exception or interrupt. Whatever its vector, only an exception has an error code
+/// and makes a double fault (Intel SDM Vol. 3A 6.13, 6.15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The processor.
+    Exception,
+    /// An interrupt controller.
+    External,
+    /// INT n, INT3 or INTO.
+    Software,
 }
 
 /// #DB
@@ -86,16 +97,26 @@ pub fn name(vector: u8) -> String {
 impl Fault {
     pub(super) fn new(vector: u8, why: impl Into<String>) -> Self {
         let error_code = matches!(vector, 8 | 10..=14 | 17).then_some(0);
-        Self { vector, error_code, address: None, access: None, why: why.into(), external: false }
+        let (address, access, origin) = (None, None, Origin::Exception);
+        Self { vector, error_code, address, access, why: why.into(), origin }
     }
 
     pub(super) fn interrupt(vector: u8, why: &str) -> Self {
-        Self { external: true, error_code: None, ..Self::new(vector, why) }
+        Self { origin: Origin::External, error_code: None, ..Self::new(vector, why) }
+    }
+
+    pub(super) fn software(vector: u8, why: impl Into<String>) -> Self {
+        Self { origin: Origin::Software, error_code: None, ..Self::new(vector, why) }
     }
 
     /// What it is called.
     pub(super) fn name(&self) -> String {
-        if self.external { format!("interrupt {:#x}", self.vector) } else { name(self.vector) }
+        match self.origin {
+            Origin::Exception => name(self.vector),
+            // INT3's and INTO's are made for nothing else.
+            Origin::Software if matches!(self.vector, 3 | 4) => name(self.vector),
+            Origin::Software | Origin::External => format!("interrupt {:#x}", self.vector),
+        }
     }
 
     pub(super) fn with_code(vector: u8, code: u32, why: impl Into<String>) -> Self {
@@ -123,7 +144,7 @@ impl From<PageFault> for Fault {
             address: Some(fault.address),
             access: Some(fault.access),
             why: fault.why,
-            external: false,
+            origin: Origin::Exception,
         }
     }
 }
@@ -157,7 +178,7 @@ impl<'m> Standing<'m> {
         }
         let it = self.instruction()?;
         // An instruction that reaches into a page that is not there faults on that page.
-        let len = if it.is_invalid() { self.readable(rip) + 1 } else { it.len() };
+        let len = if self.code.is_cut_off(rip) { self.readable(rip) + 1 } else { it.len() };
         if let Err(fault) = self.fetch(rip, len.min(LONGEST) as u64) {
             return Some(fault);
         }

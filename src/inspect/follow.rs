@@ -4,12 +4,11 @@
 
 use iced_x86::Mnemonic;
 
-use super::backtrace::{stack_value, width};
-use super::delivery;
 use super::fault::Standing;
 use super::walk::AddressSpace;
+use super::{delivery, special};
 use crate::mem::GuestMemory;
-use crate::x86::{CpuState, Efer};
+use crate::x86::{CpuState, Efer, Mode, Rflags};
 
 /// Where a vCPU goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +36,19 @@ pub fn leaves_to(memory: &GuestMemory, cpu: &CpuState) -> Option<Target> {
     let (rip, ring) = match it.mnemonic() {
         Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => (it.next_ip(), cpu.ring()),
         Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => {
-            let code = stack_value(&at, cpu.regs.rsp.wrapping_add(width(&at)))?;
-            (stack_value(&at, cpu.regs.rsp)?, code as u8 & 3)
+            let width = special::iret_width(&it);
+            let slot = |n: u64| {
+                let linear = cpu.linear_rsp().wrapping_add(n * width);
+                at.space.peek_number(linear, width as usize)
+            };
+            let virtual_8086 = cpu.mode() == Mode::Protected
+                && cpu.ring() == 0
+                && Rflags::from_bits_retain(slot(2)?).contains(Rflags::VM);
+            if cpu.mode() == Mode::Real || virtual_8086 {
+                let (base, ring) = (slot(1)? << 4 & 0xF_FFF0, if virtual_8086 { 3 } else { 0 });
+                return Some(Target { linear: base.wrapping_add(slot(0)?), ring });
+            }
+            (slot(0)?, slot(1)? as u8 & 3)
         }
         Mnemonic::Sysret | Mnemonic::Sysretq if cpu.efer.contains(Efer::SCE) => (cpu.regs.rcx, 3),
         _ => return None,

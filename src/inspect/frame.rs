@@ -4,6 +4,7 @@
 use super::delivery::{Attempt, Obstacle, tss_field};
 use super::descriptor::{self, Missing};
 use super::fault::{INVALID_TSS, STACK};
+use super::operands;
 use super::walk::{Access, AddressSpace};
 use crate::x86::CpuState;
 
@@ -24,8 +25,22 @@ pub(super) struct Push {
 struct Stack {
     base: u64,
     pointer: u64,
+    /// Bits of the stack pointer that count.
+    mask: u64,
     limit: u64,
+    expands_down: bool,
     from: Option<String>,
+    /// The error code where it is too small.
+    code: u32,
+}
+
+impl Stack {
+    fn has(&self, first: u64, last: u64) -> bool {
+        match self.expands_down {
+            true => first > self.limit && last <= self.mask && first <= last,
+            false => last <= self.limit && first <= last,
+        }
+    }
 }
 
 pub(super) fn push(
@@ -40,22 +55,22 @@ pub(super) fn push(
         false if inner => inner_stack(space, cpu, push)?,
         false => own_stack(cpu),
     };
-    let top = stack.base.wrapping_add(stack.pointer);
+    let top = stack.base.wrapping_add(stack.pointer & stack.mask);
     attempt.stack = Some(top);
     attempt.stack_from.clone_from(&stack.from);
     // Long mode always saves SS and RSP; elsewhere a change of stacks does.
     let words = push.words + if push.long || inner { 2 } else { 0 };
     let from = stack.from.as_deref().map_or(String::new(), |from| format!(", from {from},"));
     for n in 1..=words {
-        let pointer = stack.pointer.wrapping_sub(n * push.wide);
+        let pointer = stack.pointer.wrapping_sub(n * push.wide) & stack.mask;
         let at = stack.base.wrapping_add(pointer);
         if push.long && !space.is_canonical(at) {
             let words = format!("its stack{from} {top:#x} is not canonical");
             return Err(Obstacle::new(words, STACK, 0));
         }
-        if !push.long && pointer.wrapping_add(push.wide - 1) > stack.limit {
+        if !push.long && !stack.has(pointer, pointer.wrapping_add(push.wide - 1)) {
             let words = format!("its stack{from} {top:#x} is outside the stack segment");
-            return Err(Obstacle::new(words, STACK, 0));
+            return Err(Obstacle::new(words, STACK, stack.code));
         }
         let at = if push.long { at } else { at & 0xFFFF_FFFF };
         // A handler's stack is its ring's: ring 0 in all that matters.
@@ -86,7 +101,8 @@ fn long_stack(
             (tss_field(space, cpu, offset, 8, &what)?, Some(format!("{what} of the TSS")))
         }
     };
-    Ok(Stack { base: 0, pointer: pointer & !15, limit: u64::MAX, from })
+    let (pointer, mask, limit) = (pointer & !15, u64::MAX, u64::MAX);
+    Ok(Stack { base: 0, pointer, mask, limit, expands_down: false, from, code: 0 })
 }
 
 /// Protected mode, a change of rings: SS and ESP from the TSS.
@@ -117,20 +133,45 @@ fn inner_stack(space: &AddressSpace<'_>, cpu: &CpuState, push: &Push) -> Result<
             fault: fault.into(),
         },
     })?;
-    if !segment.is_writable_data() || segment.dpl() != push.ring {
-        let words = segment.words();
-        return Err(bad(format!("{what} in the TSS has segment {selector:#x}, which is {words}")));
+    let why = match () {
+        () if !segment.is_writable_data() => Some(segment.stack_words(true).to_owned()),
+        () if segment.dpl() != push.ring => Some(format!("of ring {}", segment.dpl())),
+        () if selector & 3 != u16::from(push.ring) => {
+            Some(format!("asked for as ring {}", selector & 3))
+        }
+        () => None,
+    };
+    if let Some(why) = why {
+        return Err(bad(format!("{what} in the TSS has segment {selector:#x}, which is {why}")));
     }
     if !segment.present() {
         let words = format!("{what} in the TSS has segment {selector:#x}, which is not present");
         return Err(Obstacle::new(words, STACK, u32::from(selector & !3) | 1));
     }
-    let from = Some("the TSS".to_owned());
-    Ok(Stack { base: segment.base(), pointer, limit: segment.limit(), from })
+    Ok(Stack {
+        base: segment.base(),
+        pointer,
+        mask: mask(segment.default_32()),
+        limit: segment.limit(),
+        expands_down: segment.kind() & 4 != 0,
+        from: Some("the TSS".to_owned()),
+        code: u32::from(selector & !3) | 1,
+    })
+}
+
+/// A stack segment's B flag: ESP counts, or SP alone.
+fn mask(default_32: bool) -> u64 {
+    if default_32 { 0xFFFF_FFFF } else { 0xFFFF }
 }
 
 fn own_stack(cpu: &CpuState) -> Stack {
-    let pointer =
-        if cpu.ss.default_32 { cpu.regs.rsp & 0xFFFF_FFFF } else { cpu.regs.rsp & 0xFFFF };
-    Stack { base: cpu.ss.base, pointer, limit: cpu.ss.limit.into(), from: None }
+    Stack {
+        base: cpu.ss.base,
+        pointer: cpu.regs.rsp,
+        mask: mask(cpu.ss.default_32),
+        limit: cpu.ss.limit.into(),
+        expands_down: operands::expands_down(&cpu.ss),
+        from: None,
+        code: 0,
+    }
 }

@@ -3,6 +3,8 @@
 //! Traces, statistics and profiles name many addresses and need no more than this;
 //! [`super::Symbols`] adds source lines.
 
+use std::fmt::Write as _;
+
 use object::elf::{FileHeader32, FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Object, ObjectKind, ObjectSection, ObjectSymbol, SymbolKind};
@@ -45,7 +47,7 @@ impl Functions {
 
     /// The start of the function that `address` is in; the address itself where none is known.
     pub fn start_of(&self, address: u64) -> u64 {
-        self.name_of(address).map_or(address, |(_, offset)| address - offset)
+        self.name_of(address).map_or(address, |(_, offset)| address.wrapping_sub(offset))
     }
 }
 
@@ -96,7 +98,7 @@ impl Table {
     pub(super) fn linked(&self, address: u64) -> u64 {
         let address = address.wrapping_sub(self.offset);
         let alias = self.aliases.iter().find(|it| address.wrapping_sub(it.loaded) < it.len);
-        alias.map_or(address, |it| address - it.loaded + it.linked)
+        alias.map_or(address, |it| address.wrapping_sub(it.loaded).wrapping_add(it.linked))
     }
 
     /// The function that `address` of the guest is in, and how far.
@@ -136,14 +138,16 @@ fn is_code<'a>(file: &object::File<'a>, symbol: &object::Symbol<'a, '_>) -> bool
 
 /// A name of Rust's or C++'s (Itanium C++ ABI 5.1) as its programmer wrote it; any other as it is.
 pub(super) fn demangled(name: &str) -> String {
-    if let Ok(rust) = rustc_demangle::try_demangle(name) {
-        return format!("{rust:#}");
-    }
     let mut readable = Bounded(String::new());
-    let cpp = cpp_demangle::Symbol::new(name).ok().filter(|_| name.starts_with("_Z"));
-    let written = cpp
-        .map(|cpp| cpp.structured_demangle(&mut readable, &cpp_demangle::DemangleOptions::new()));
-    if matches!(written, Some(Ok(()))) { readable.0 } else { name.to_owned() }
+    let written = match rustc_demangle::try_demangle(name) {
+        Ok(rust) => write!(readable, "{rust:#}").is_ok(),
+        Err(_) if name.starts_with("_Z") => cpp_demangle::Symbol::new(name).is_ok_and(|cpp| {
+            let options = cpp_demangle::DemangleOptions::new();
+            cpp.structured_demangle(&mut readable, &options).is_ok()
+        }),
+        Err(_) => false,
+    };
+    if written { readable.0 } else { name.to_owned() }
 }
 
 /// A short name can stand for one of any length, by naming parts of itself.
@@ -235,6 +239,8 @@ mod tests {
         }
         // Each S_ doubles what was before it.
         let long = format!("_Z1f1aIiE{}", "1aIS_S_E".repeat(100));
+        assert!(demangled(&long).len() <= 4096);
+        let long = format!("_RMC0{}Eu.a", "FGZZZ_".repeat(20));
         assert!(demangled(&long).len() <= 4096);
     }
 

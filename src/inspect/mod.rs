@@ -296,7 +296,8 @@ fn findings(subject: &Subject<'_>, cpu: &Cpu) -> CpuFindings {
     findings.place = subject.symbols.at(then.linear_rip());
     findings.code = at.code.around(then.regs.rip, BEFORE, AFTER, subject.symbols);
     (findings.backtrace, findings.backtrace_cut) = backtrace::of(&at, subject.symbols);
-    if let (true, Some(caller)) = (findings.code.is_empty(), findings.backtrace.get(1)) {
+    let here = findings.code.iter().any(|line| line.here);
+    if let (false, Some(caller)) = (here, findings.backtrace.get(1)) {
         let lines = at.code.around(caller.rip, BEFORE, AFTER, subject.symbols);
         findings.code = lines.into_iter().map(|line| Line { here: false, ..line }).collect();
     }

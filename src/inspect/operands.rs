@@ -97,6 +97,11 @@ pub(super) fn linear(used: &UsedMemory, cpu: &CpuState, behind: u64) -> Option<u
     Some(if cpu.mode() == Mode::Long { based } else { based & 0xFFFF_FFFF })
 }
 
+/// Do the offsets above its limit count?
+pub(super) fn expands_down(segment: &Segment) -> bool {
+    segment.code_or_data && segment.kind & 0b1100 == 0b0100
+}
+
 /// What the segment has against an access, outside long mode.
 pub(super) fn beyond_limit(
     used: &UsedMemory,
@@ -111,8 +116,8 @@ pub(super) fn beyond_limit(
         return Some(format!("{} by way of {name}, which holds no segment", access.words()));
     }
     let (last, limit) = (offset.wrapping_add(size - 1), u64::from(segment.limit));
-    let expands_down = segment.code_or_data && segment.kind & 0b1100 == 0b0100;
-    let outside = if expands_down { offset <= limit } else { last > limit || last < offset };
+    let outside =
+        if expands_down(segment) { offset <= limit } else { last > limit || last < offset };
     if outside {
         let words = access.words();
         return Some(format!(

@@ -8,13 +8,21 @@ use super::walk::{End, Walk};
 use super::{Autopsy, CpuFindings, Found, NamedWalk, Registers};
 use crate::x86::{CpuState, DescriptorTable, Regs, Segment};
 
+/// vCPUs that the page describes: those that tell most come first.
+const MOST_CPUS: usize = 16;
+
 impl Display for Autopsy {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.summary)?;
         for note in &self.notes {
             writeln!(f, "  note: {note}")?;
         }
-        self.cpus.iter().try_for_each(|cpu| write!(f, "{cpu}"))?;
+        self.cpus.iter().take(MOST_CPUS).try_for_each(|cpu| write!(f, "{cpu}"))?;
+        if let Some(more) = self.cpus.get(MOST_CPUS..).filter(|more| !more.is_empty()) {
+            let mut more: Vec<_> = more.iter().map(|cpu| cpu.id).collect();
+            more.sort_unstable();
+            writeln!(f, "\nvCPU {}: in the JSON report and the core", ranges(&more))?;
+        }
         match self.never_started[..] {
             [] => Ok(()),
             _ => writeln!(f, "\nvCPU {}: never started", ranges(&self.never_started)),
@@ -188,6 +196,9 @@ fn code(f: &mut Formatter<'_>, cpu: &CpuFindings) -> fmt::Result {
         (Some(_), _) => writeln!(f, "  code (RIP stands behind the instruction)")?,
         (None, Some(end)) if cpu.code.is_empty() => {
             writeln!(f, "  code at RIP cannot be read: {end}")?;
+        }
+        (None, Some(end)) if cpu.backtrace.len() == 1 => {
+            writeln!(f, "  code before RIP, where none can be read: {end}")?;
         }
         (None, Some(end)) => {
             writeln!(f, "  code of the caller, from which RIP went where none can be read: {end}")?;

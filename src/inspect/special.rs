@@ -1,29 +1,92 @@
 //! What particular instructions check beside their memory operands: privilege, selectors,
 //! control registers, the targets of jumps, division.
 
-use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::descriptor::{self, Descriptor, Missing};
 use super::disasm;
-use super::fault::{DIVIDE, Fault, NOT_PRESENT, PROTECTION, STACK, Standing};
+use super::fault::{DEBUG, DIVIDE, Fault, NOT_PRESENT, PROTECTION, STACK, Standing};
 use super::operands;
 use crate::x86::{Cr0, Cr4, Efer, Mode, Rflags};
 
-/// Instructions that ring 3 may not run.
+/// Instructions that only ring 0 may run, or those rings that IOPL or the TSS's I/O bitmap lets
+/// (Intel SDM Vol. 1 19.5; of virtual-8086 mode Vol. 3B 21.2).
 pub(super) fn privilege(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
     let ring = at.cpu.ring();
-    (ring > 0 && it.is_privileged()).then(|| {
-        let why = format!("{} in ring {ring}", disasm::text(it));
-        Fault::new(PROTECTION, why)
-    })
+    let virtual_8086 = at.cpu.rflags.contains(Rflags::VM);
+    let by_iopl = ring <= at.cpu.rflags.iopl();
+    let refuse = |why: String| Some(Fault::new(PROTECTION, format!("{}{why}", disasm::text(it))));
+    let in_ring = || format!(" in ring {ring}");
+    match it.mnemonic() {
+        _ if ring == 0 => None,
+        // CR4.PVI and CR4.VME give ring 3 an interrupt flag of its own.
+        Mnemonic::Cli | Mnemonic::Sti if by_iopl || at.cpu.cr4.intersects(Cr4::PVI | Cr4::VME) => {
+            None
+        }
+        Mnemonic::Pushf
+        | Mnemonic::Pushfd
+        | Mnemonic::Popf
+        | Mnemonic::Popfd
+        | Mnemonic::Int
+        | Mnemonic::Iret
+        | Mnemonic::Iretd
+            if virtual_8086 && !by_iopl && !at.cpu.cr4.contains(Cr4::VME) =>
+        {
+            refuse(" in virtual-8086 mode, with IOPL below 3".to_owned())
+        }
+        Mnemonic::In
+        | Mnemonic::Insb
+        | Mnemonic::Insw
+        | Mnemonic::Insd
+        | Mnemonic::Out
+        | Mnemonic::Outsb
+        | Mnemonic::Outsw
+        | Mnemonic::Outsd => {
+            if by_iopl && !virtual_8086 || has_port(at, it)? {
+                return None;
+            }
+            refuse(in_ring())
+        }
+        _ if it.is_privileged() => refuse(in_ring()),
+        _ => None,
+    }
+}
+
+/// Does the TSS's I/O bitmap let it use its port? `None` where the TSS cannot be read.
+fn has_port(at: &Standing<'_>, it: &Instruction) -> Option<bool> {
+    const MAP_BASE: u64 = 102;
+    let tss = &at.cpu.tr;
+    let limit = u64::from(tss.limit);
+    // A 16-bit TSS has none.
+    if tss.kind & 8 == 0 || limit < MAP_BASE + 1 {
+        return Some(false);
+    }
+    let port = if it.op0_kind() == OpKind::Immediate8 || it.op1_kind() == OpKind::Immediate8 {
+        u64::from(it.immediate8())
+    } else {
+        at.cpu.regs.rdx & 0xFFFF
+    };
+    let size = match it.mnemonic() {
+        Mnemonic::In => it.op0_register().size(),
+        Mnemonic::Out => it.op1_register().size(),
+        _ => it.memory_size().size(),
+    };
+    let map = at.space.peek_number(tss.base.wrapping_add(MAP_BASE), 2)?;
+    // Two bytes are read, whichever the ports are.
+    let first = map + port / 8;
+    if first + 1 > limit {
+        return Some(false);
+    }
+    let bits = at.space.peek_number(tss.base.wrapping_add(first), 2)?;
+    Some(bits >> (port % 8) & ((1 << size) - 1) == 0)
 }
 
 pub(super) fn fault(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
     match it.mnemonic() {
-        Mnemonic::Int3 => Some(Fault::new(3, disasm::text(it))),
-        Mnemonic::Int1 => Some(Fault::new(1, disasm::text(it))),
-        Mnemonic::Int => Some(Fault::new(it.immediate8(), disasm::text(it))),
-        Mnemonic::Into if at.cpu.rflags.contains(Rflags::OF) => Some(Fault::new(4, "into")),
+        Mnemonic::Int3 => Some(Fault::software(3, disasm::text(it))),
+        Mnemonic::Int1 => Some(Fault::new(DEBUG, disasm::text(it))),
+        Mnemonic::Int => Some(Fault::software(it.immediate8(), disasm::text(it))),
+        Mnemonic::Into if at.cpu.rflags.contains(Rflags::OF) => Some(Fault::software(4, "into")),
         Mnemonic::Div | Mnemonic::Idiv => division(at, it),
         Mnemonic::Aam if it.immediate8() == 0 => Some(Fault::new(DIVIDE, disasm::text(it))),
         Mnemonic::Lidt | Mnemonic::Lgdt => descriptor_table(at, it),
@@ -32,14 +95,7 @@ pub(super) fn fault(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
         Mnemonic::Lldt => system_segment(at, it, &[2], "an LDT"),
         Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => interrupt_return(at, it),
         Mnemonic::Retf => far_return(at, it),
-        Mnemonic::Mov if it.op0_register().is_segment_register() => {
-            let selector = operand(at, it, 1)? as u16;
-            segment_load(at, it.op0_register(), selector)
-        }
-        Mnemonic::Pop if it.op0_register().is_segment_register() => {
-            let selector = at.space.peek_number(at.cpu.linear_rsp(), 2)? as u16;
-            segment_load(at, it.op0_register(), selector)
-        }
+        _ if loads_segment(it) => segment_load(at, it.op0_register(), selector(at, it)?),
         Mnemonic::Mov if it.op0_register().is_cr() => control_register(at, it),
         Mnemonic::Mov if it.op0_register().is_dr() => debug_register(at, it),
         Mnemonic::Rdmsr | Mnemonic::Wrmsr => {
@@ -50,6 +106,12 @@ pub(super) fn fault(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
     }
 }
 
+/// MOV and POP to a segment register.
+fn loads_segment(it: &Instruction) -> bool {
+    matches!(it.mnemonic(), Mnemonic::Mov | Mnemonic::Pop)
+        && it.op0_register().is_segment_register()
+}
+
 /// The selector of the segment that it loads: of several the code segment's.
 pub(super) fn selector(at: &Standing<'_>, it: &Instruction) -> Option<u16> {
     let on_stack = |offset: u64| {
@@ -57,10 +119,8 @@ pub(super) fn selector(at: &Standing<'_>, it: &Instruction) -> Option<u16> {
         selector.map(|it| it as u16)
     };
     match it.mnemonic() {
-        Mnemonic::Mov if it.op0_register().is_segment_register() => {
-            operand(at, it, 1).map(|it| it as u16)
-        }
-        Mnemonic::Pop if it.op0_register().is_segment_register() => on_stack(0),
+        _ if loads_segment(it) && it.mnemonic() == Mnemonic::Pop => on_stack(0),
+        _ if loads_segment(it) => operand(at, it, 1).map(|it| it as u16),
         Mnemonic::Retf => on_stack(far_return_width(it)),
         Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => on_stack(iret_width(it)),
         _ => far_selector(at, it),
@@ -193,7 +253,7 @@ fn segment_load(at: &Standing<'_>, register: Register, selector: u16) -> Option<
     if null && !(stack && (at.cpu.mode() != Mode::Long || at.cpu.ring() == 3)) {
         return None;
     }
-    let what = format!("{register:?} is loaded with").replace("is loaded with", "loaded with");
+    let what = format!("{register:?} loaded with");
     let descriptor = match find(at, selector, &what) {
         Ok(descriptor) => descriptor,
         Err(fault) => return Some(fault),
@@ -201,7 +261,7 @@ fn segment_load(at: &Standing<'_>, register: Register, selector: u16) -> Option<
     let code = u32::from(selector & !3);
     let fits = if stack { descriptor.is_writable_data() } else { descriptor.is_readable() };
     if !fits {
-        let words = descriptor.words();
+        let words = descriptor.stack_words(stack);
         let why = format!("{what} {selector:#x}, which is {words}");
         return Some(Fault::with_code(PROTECTION, code, why));
     }
@@ -264,14 +324,8 @@ fn far_selector(at: &Standing<'_>, it: &Instruction) -> Option<u16> {
         return Some(it.far_branch_selector());
     }
     let size = indirect.then(|| it.memory_size().size())?;
-    let register = |register, _: usize, _: usize| match operands::segment(register, at.cpu) {
-        Some(_) if at.cpu.mode() == Mode::Long => Some(0),
-        Some(segment) => Some(segment.base),
-        None => operands::value(register, at.cpu),
-    };
-    let linear = it.virtual_address(0, 0, register)?;
-    let selector = at.space.peek_number(linear.wrapping_add(size as u64 - 2), 2)?;
-    Some(selector as u16)
+    let linear = address(at, it, 0)?.wrapping_add(size as u64 - 2);
+    at.space.peek_number(linear, 2).map(|it| it as u16)
 }
 
 fn far_return(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
@@ -280,12 +334,15 @@ fn far_return(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
 
 /// Bytes of each of the values that it takes from the stack.
 fn far_return_width(it: &Instruction) -> u64 {
-    let width = it.stack_pointer_increment().unsigned_abs() as u64 / 2;
-    if width >= 8 { 8 } else { width.max(2) }
+    match it.code() {
+        Code::Retfq | Code::Retfq_imm16 => 8,
+        Code::Retfd | Code::Retfd_imm16 => 4,
+        _ => 2,
+    }
 }
 
 /// The same for IRET.
-fn iret_width(it: &Instruction) -> u64 {
+pub(super) fn iret_width(it: &Instruction) -> u64 {
     match it.mnemonic() {
         Mnemonic::Iretq => 8,
         Mnemonic::Iretd => 4,
@@ -299,6 +356,11 @@ fn interrupt_return(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
         let linear = at.cpu.linear_rsp().wrapping_add(n * width);
         at.space.peek_number(linear, width as usize)
     };
+    // To virtual-8086 mode: CS is no selector.
+    let flags = Rflags::from_bits_retain(slot(2)?);
+    if at.cpu.mode() == Mode::Protected && at.cpu.ring() == 0 && flags.contains(Rflags::VM) {
+        return None;
+    }
     if let Some(fault) = code_segment(at, slot(1)? as u16, "iret to") {
         return Some(fault);
     }

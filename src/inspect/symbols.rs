@@ -24,14 +24,17 @@ pub struct Place {
     pub inlined: Vec<String>,
 }
 
+impl Place {
+    /// " (mem.c:41)", where that is known.
+    pub(super) fn source(&self) -> String {
+        let (Some(file), Some(line)) = (&self.file, self.line) else { return String::new() };
+        format!(" ({}:{line})", file.rsplit('/').next().unwrap_or(file))
+    }
+}
+
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}+{:#x}", self.function, self.offset)?;
-        if let (Some(file), Some(line)) = (&self.file, self.line) {
-            let name = file.rsplit('/').next().unwrap_or(file);
-            write!(f, " ({name}:{line})")?;
-        }
-        Ok(())
+        write!(f, "{}+{:#x}{}", self.function, self.offset, self.source())
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod faults;
 mod handlers;
+mod rings;
 mod walks;
 
 use super::backtrace::{Cursor, frameless};

@@ -34,9 +34,6 @@ const BEFORE_START: &str =
 /// Exits that it shows of each.
 const EXITS: usize = 8;
 
-/// vCPUs that the autopsy describes.
-const MOST_CPUS: usize = 16;
-
 impl Machine {
     /// Why the guest died; `None` for a guest that did not, or that still runs, and where the
     /// description asks for no autopsy. The first call makes it, which may take as long as a
@@ -147,7 +144,6 @@ impl Machine {
         }
         notes.extend((source == Source::BeforeStart).then(|| BEFORE_START.to_owned()));
         cpus.sort_by_key(|cpu| (!cpu.died, halted.contains(&cpu.id)));
-        cpus.truncate(MOST_CPUS);
         let mut found = Evidence { source, memory, notes, cpus, never_started: waiting };
         let Some(lost) = found.cpus.iter().position(is_general) else { return found };
         found.source = if self.had_exits() { Source::LastExit } else { Source::Start };

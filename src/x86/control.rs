@@ -57,6 +57,10 @@ bitflags! {
     /// Control register 4.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Cr4: u64 {
+        /// An interrupt flag of its own for virtual-8086 mode.
+        const VME = 1 << 0;
+        /// The same for ring 3 of protected mode.
+        const PVI = 1 << 1;
         /// 4 MiB pages without PAE.
         const PSE = 1 << 4;
         /// Physical addresses beyond 32 bits; long mode needs it.
@@ -132,6 +136,13 @@ bitflags! {
         /// CPUID is there.
         const ID = 1 << 21;
         const _ = !0;
+    }
+}
+
+impl Rflags {
+    /// The I/O privilege level: the least privileged ring that may use any port.
+    pub fn iopl(self) -> u8 {
+        (self.bits() >> 12 & 3) as u8
     }
 }
 

@@ -72,6 +72,23 @@ fn an_instruction_of_more_than_15_bytes() {
 }
 
 #[test]
+fn an_invalid_opcode_is_one_where_no_more_can_be_read_too() {
+    let at_end = |code: &[u8]| {
+        fault(&[], |memory, cpu| {
+            put(memory, PT + 6 * 8, 0_u64);
+            cpu.regs.rip = 0x6000 - code.len() as u64;
+            memory.write_slice(code, GuestAddress(cpu.regs.rip)).unwrap();
+        })
+        .map(|(vector, ..)| vector)
+    };
+    assert_eq!(at_end(&[0x06]), Some(6)); // push es, none in 64-bit mode
+    assert_eq!(at_end(&[0x0F, 0x0A]), Some(6));
+    assert_eq!(at_end(&[0x0F]), Some(PAGE));
+    assert_eq!(at_end(&[0xB8, 1, 2]), Some(PAGE)); // mov eax, ...
+    assert_eq!(at_end(&[0xEB, 0xFE]), None);
+}
+
+#[test]
 fn instructions_that_registers_forbid() {
     /// Its bytes, RAX, the vector, a part of the words.
     type Row = (&'static [u8], u64, u8, &'static str);

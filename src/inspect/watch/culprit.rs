@@ -71,7 +71,8 @@ impl Code<'_> {
 
     /// The instruction before `next`, counted from the start of its function.
     fn before(&self, next: u64, functions: &Functions) -> Option<u64> {
-        let mut at = functions.start_of(next.wrapping_sub(1));
+        let last = self.base().wrapping_add(next.wrapping_sub(1));
+        let mut at = functions.start_of(last).wrapping_sub(self.base());
         if at >= next || next - at > FAR {
             return None;
         }

@@ -133,7 +133,7 @@ impl Counters {
         let mut by_start: HashMap<u64, Sum> = HashMap::new();
         for (&(inside, rip), &sum) in &self.code.by {
             let named = functions.name_of(inside);
-            let start = named.map_or(rip, |(_, offset)| inside - offset);
+            let start = named.map_or(rip, |(_, offset)| inside.wrapping_sub(offset));
             by_start.entry(start).or_default().add(sum);
         }
         let lines = by_start.into_iter().map(|(address, sum)| FunctionLine {
