@@ -40,6 +40,8 @@ struct Sink {
 struct Record {
     tail: VecDeque<u8>,
     total: u64,
+    /// What `total` was when the guest last started.
+    start: u64,
     capture: Vec<u8>,
     limit: usize,
 }
@@ -82,6 +84,7 @@ impl Builder {
             record: Mutex::new(Record {
                 tail: VecDeque::with_capacity(TAIL),
                 total: 0,
+                start: 0,
                 capture: Vec::new(),
                 limit: self.limit,
             }),
@@ -115,6 +118,19 @@ impl Console {
         lock(&self.record).tail.iter().copied().collect()
     }
 
+    /// The guest starts again.
+    pub fn starts_again(&self) {
+        let mut record = lock(&self.record);
+        record.start = record.total;
+    }
+
+    /// Of the last [`TAIL`] bytes those since the guest's last start.
+    pub fn last_words(&self) -> Vec<u8> {
+        let Record { tail, total, start, .. } = &*lock(&self.record);
+        let own = usize::try_from(total - start).unwrap_or(usize::MAX).min(tail.len());
+        tail.iter().skip(tail.len() - own).copied().collect()
+    }
+
     /// How many bytes the guest has written.
     pub fn total(&self) -> u64 {
         lock(&self.record).total
@@ -127,7 +143,7 @@ impl Console {
 
     /// Where the record stands.
     pub fn position(&self) -> Position {
-        let Record { tail, total, capture, limit: _ } = &*lock(&self.record);
+        let Record { tail, total, capture, .. } = &*lock(&self.record);
         Position { tail: tail.iter().copied().collect(), total: *total, captured: capture.len() }
     }
 
@@ -137,6 +153,7 @@ impl Console {
         record.tail.clear();
         record.tail.extend(&to.tail);
         record.total = to.total;
+        record.start = record.start.min(to.total);
         record.capture.truncate(to.captured);
     }
 
@@ -282,5 +299,9 @@ mod tests {
         assert_eq!(console.tail(), text[TAIL + 100..]);
         assert_eq!(console.captured(), text[..10]);
         assert_eq!(console.total(), text.len() as u64);
+        assert_eq!(console.last_words(), console.tail());
+        console.starts_again();
+        console.write(b"again");
+        assert_eq!(console.last_words(), b"again");
     }
 }

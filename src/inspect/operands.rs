@@ -97,6 +97,27 @@ pub(super) fn linear(used: &UsedMemory, cpu: &CpuState, behind: u64) -> Option<u
     Some(if cpu.mode() == Mode::Long { based } else { based & 0xFFFF_FFFF })
 }
 
+/// Does such an operand lie in memory?
+pub(super) fn is_memory(kind: OpKind) -> bool {
+    use OpKind::{
+        Memory, MemoryESDI, MemoryESEDI, MemoryESRDI, MemorySegDI, MemorySegEDI, MemorySegESI,
+        MemorySegRDI, MemorySegRSI, MemorySegSI,
+    };
+    matches!(
+        kind,
+        Memory
+            | MemoryESDI
+            | MemoryESEDI
+            | MemoryESRDI
+            | MemorySegDI
+            | MemorySegEDI
+            | MemorySegESI
+            | MemorySegRDI
+            | MemorySegRSI
+            | MemorySegSI
+    )
+}
+
 /// Do the offsets above its limit count?
 pub(super) fn expands_down(segment: &Segment) -> bool {
     segment.code_or_data && segment.kind & 0b1100 == 0b0100

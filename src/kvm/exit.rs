@@ -214,6 +214,12 @@ impl ExitKind {
         (self as usize) <= Self::Hypercall as usize
     }
 
+    /// Does the guest make it, every time that it runs? A kick and what a debugger asked for come
+    /// from outside.
+    pub fn is_guests_own(self) -> bool {
+        !matches!(self, Self::Interrupted | Self::Debug)
+    }
+
     /// Its name in reports.
     pub fn name(self) -> &'static str {
         Self::NAMES[self as usize]

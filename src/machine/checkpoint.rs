@@ -235,12 +235,16 @@ impl Machine {
         for (it, recorder) in self.incarnation.loops.iter_mut().zip(recorders) {
             it.put_back(recorder);
         }
-        self.control.rearm();
+        self.control.renew();
         self.control.set_limit(self.control.limit());
         self.pump.reopen();
         self.set_test("");
         self.began = Instant::now();
         (self.ended, self.evidence, self.autopsy) = (None, None, None);
+        if let Some(parking) = self.control.parking() {
+            parking.reopen();
+        }
+        self.share_again();
     }
 }
 

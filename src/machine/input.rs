@@ -183,7 +183,7 @@ impl Carrier {
                     self.waiting.push_back(key);
                 }
                 Keystroke::Guest(_) | Keystroke::Nothing => {}
-                Keystroke::Stop(verdict) => self.pump.control.stop(verdict),
+                Keystroke::Stop(verdict) => self.pump.control.order(verdict),
             }
         }
     }

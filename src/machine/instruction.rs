@@ -16,7 +16,7 @@ const HLT: u8 = 0xF4;
 /// The write by which a vCPU told of the guest's panic.
 pub(super) fn panic_write(it: &RunLoop, verdict: &Verdict) -> Option<Record> {
     let Verdict::Died { cause: Death::Panic, .. } = verdict else { return None };
-    let own = |record: &Record| record.kind != ExitKind::Interrupted;
+    let own = |record: &Record| record.kind.is_guests_own();
     let last = it.recorder.tail(usize::MAX).into_iter().rfind(own)?;
     (last.kind == ExitKind::PioOut && last.address == PVPANIC).then_some(last)
 }

@@ -25,7 +25,7 @@ pub(super) fn watch(console: Arc<Console>) -> Watch {
         if seen.swap(total, Ordering::Relaxed) == total {
             return None;
         }
-        let tail = String::from_utf8_lossy(&console.tail()).into_owned();
+        let tail = String::from_utf8_lossy(&console.last_words()).into_owned();
         if tail.contains(PANIC_END) { panic_in(&tail) } else { None }
     })
 }

@@ -214,12 +214,17 @@ impl Machine {
                 return Reached::End(verdict.clone());
             }
             self.counts.add(&vcpu::run_all(&mut self.incarnation.loops, &self.control));
+            self.share_again();
             let verdict = self.control.verdict();
             if verdict.is_none() && self.control.is_ready() {
                 return Reached::Ready;
             }
+            // Before the caller's words on resets: this one is the debugger's.
+            let by_debugger = self.control.parking().is_some_and(Parking::take_reset)
+                && matches!(verdict, Some(Verdict::Died { .. }));
             let verdict = self.judge(verdict);
-            let begun = if self.starts_again(&verdict) {
+            let restarts = self.config.on_reset == OnReset::Restart && is_reset(&verdict);
+            let begun = if restarts || by_debugger {
                 self.restart()
             } else if let Some(wake) = self.wake_of(&verdict) {
                 self.sleep(wake)
@@ -233,12 +238,6 @@ impl Machine {
         }
     }
 
-    fn starts_again(&self, verdict: &Verdict) -> bool {
-        let asked = self.control.parking().is_some_and(Parking::take_reset);
-        self.config.on_reset == OnReset::Restart && is_reset(verdict)
-            || asked && matches!(verdict, Verdict::Died { .. })
-    }
-
     fn end(&mut self, verdict: Verdict) {
         if let Some(parking) = self.control.parking() {
             parking.end(verdict.clone());
@@ -249,6 +248,7 @@ impl Machine {
 
     fn restart(&mut self) -> Result<(), Error> {
         self.control.rearm();
+        self.console.starts_again();
         self.restarts += 1;
         let Self { config, files, control, console, pump, .. } = self;
         let (_, incarnation) = incarnate(config, || load(config, files), control, console, pump)?;
@@ -267,7 +267,9 @@ impl Machine {
     fn judge(&self, verdict: Option<Verdict>) -> Verdict {
         match verdict.unwrap_or_else(nothing_ran) {
             verdict if is_reset(&verdict) && self.loaded.protocol == Protocol::Linux => {
-                linux::panic_in(&self.tail()).unwrap_or_else(|| self.judge_reset(verdict))
+                let said = self.console.last_words();
+                let panic = linux::panic_in(&String::from_utf8_lossy(&said));
+                panic.unwrap_or_else(|| self.judge_reset(verdict))
             }
             verdict if is_reset(&verdict) => self.judge_reset(verdict),
             Verdict::Died { cause: Death::Halted, .. }

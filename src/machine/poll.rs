@@ -1,4 +1,4 @@
-//! poll(2), for the two places that wait for the host.
+//! poll(2), for those who wait for the host.
 
 use std::io;
 use std::os::fd::RawFd;

@@ -17,7 +17,7 @@ use super::{Error, Machine, names, platform};
 use crate::inspect::watch::{Instruments, Kernel};
 use crate::kvm::{Backend, RunState, Stat};
 use crate::vcpu::{Control, Counts, News, Parking, Standing};
-use crate::verdict::{StopLine, Verdict};
+use crate::verdict::Verdict;
 
 pub use crate::inspect::watch::Statistics;
 
@@ -189,7 +189,10 @@ impl Remote {
     /// first call on, unless the machine was built to count them from the start.
     pub fn figures(&self) -> Figures {
         self.instruments.count();
-        let memory = self.present.lock().memory.clone();
+        let (memory, vm, mut counts) = {
+            let present = self.present.lock();
+            (present.memory.clone(), present.vm.clone(), present.counts.clone())
+        };
         let instruments = self.instruments.clone();
         let answers = self.control.ask_all(PATIENCE, move |it: &mut Standing<'_>| {
             match &mut *it.observer {
@@ -198,11 +201,9 @@ impl Remote {
             }
             Answer { counts: it.counts.clone(), kernel: it.vcpu.stats() }
         });
-        let mut counts = self.present.lock().counts.clone();
         answers.iter().flatten().for_each(|answer| counts.add(&answer.counts));
         let silent = (0..answers.len()).filter(|id| answers[*id].is_none()).collect();
         let vcpus = answers.into_iter().map(|answer| answer.map(|it| it.kernel));
-        let vm = self.present.lock().vm.clone();
         let kernel = Kernel::new(vm.stats(), vcpus.map(Option::unwrap_or_default).collect());
         let stats = self.instruments.statistics(|| kernel, platform::port_name);
         Figures {
@@ -218,7 +219,7 @@ impl Remote {
 
     /// Ends the machine, with the verdict of SIGTERM.
     pub fn stop(&self) {
-        self.control.stop(Verdict::Signal(libc::SIGTERM as u8));
+        self.control.order(Verdict::Signal(libc::SIGTERM as u8));
     }
 
     /// Has all vCPUs stand still, and waits until they do. The time limit and the guest's

@@ -67,22 +67,21 @@ pub(super) fn second_run(first: &Machine, last: &Cpu, limits: Limits) -> Result<
         compare(first, last, it, &counts, &mut second);
     }
     let since = if exits > 0 { "last exit" } else { "start" };
-    step(it, limits, &mut second, since)?;
+    let stepped = step(it, limits, &mut second, since);
     pump.end();
-    Ok(second)
+    stepped.map(|()| second)
 }
 
 /// Exits that are the guest's own doing.
 fn exits(counts: &Counts) -> u64 {
-    let own = counts.exits().filter(|(name, _)| *name != "interrupted");
-    own.map(|(_, count)| count).sum()
+    counts.exits_of(ExitKind::is_guests_own).map(|(_, count)| count).sum()
 }
 
 /// Did it come to the same exit in the same way?
 fn compare(first: &Machine, last: &Cpu, it: &RunLoop, counts: &Counts, second: &mut Second) {
     let kinds = |counts: &Counts| {
-        let own = |(name, _): &(&str, u64)| !matches!(*name, "interrupted" | "shutdown");
-        counts.exits().filter(own).collect::<Vec<_>>()
+        let own = |kind: ExitKind| kind.is_guests_own() && kind != ExitKind::Shutdown;
+        counts.exits_of(own).collect::<Vec<_>>()
     };
     let (before, now) = (kinds(&first.counts), kinds(counts));
     if before != now {
@@ -112,7 +111,7 @@ fn compare(first: &Machine, last: &Cpu, it: &RunLoop, counts: &Counts, second: &
 
 /// Where the last exit was that was the guest's own doing.
 fn last_own(exits: &[Record]) -> Option<u64> {
-    let own = |record: &&Record| !matches!(record.kind, ExitKind::Interrupted | ExitKind::Shutdown);
+    let own = |record: &&Record| record.kind.is_guests_own() && record.kind != ExitKind::Shutdown;
     exits.iter().rfind(own).map(|record| record.rip)
 }
 

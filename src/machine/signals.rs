@@ -11,9 +11,6 @@ use crate::vcpu;
 /// The signal that came; 0: none.
 static CAUGHT: AtomicU8 = AtomicU8::new(0);
 
-/// What a user, a shell or a CI runner ends a process with.
-const ENDING: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
-
 extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     CAUGHT.store(signal as u8, Ordering::SeqCst);
     vcpu::interrupt_self();
@@ -23,7 +20,7 @@ extern "C" fn on_signal(signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut li
 /// machine: it is the one that takes them. One that is ignored (as `nohup` does with SIGHUP)
 /// stays ignored.
 pub fn catch() -> io::Result<&'static AtomicU8> {
-    for signal in ENDING {
+    for signal in vcpu::ENDING {
         if !ignored(signal) {
             register_signal_handler(signal, on_signal)?;
         }

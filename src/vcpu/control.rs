@@ -16,6 +16,8 @@ use crate::verdict::{StopLine, Verdict};
 pub struct Control {
     /// Why the machine ends; the first one stays.
     verdict: Mutex<Option<Verdict>>,
+    /// With what somebody outside wants it to end; the first one stays, over restarts too.
+    ordered: Mutex<Option<Verdict>>,
     /// The threads in the run loop, each with its vCPU's number. A thread takes itself out before it ends, and kicks are
     /// sent under the lock: none reaches a dead thread.
     threads: Mutex<Vec<(u32, Thread)>>,
@@ -59,10 +61,23 @@ impl Control {
         lock(&self.verdict).clone()
     }
 
+    /// Ends the machine with this, on behalf of somebody outside: the guest cannot escape it by a
+    /// reset that comes just before.
+    pub fn order(&self, verdict: Verdict) {
+        lock(&self.ordered).get_or_insert(verdict.clone());
+        self.stop(verdict);
+    }
+
     /// Takes the verdict back, so that the machine can start again. No vCPU runs.
     pub fn rearm(&self) {
         *lock(&self.verdict) = None;
         self.ready.store(false, Ordering::SeqCst);
+    }
+
+    /// Takes back what was ordered too: the machine is another one from now on. No vCPU runs.
+    pub fn renew(&self) {
+        *lock(&self.ordered) = None;
+        self.rearm();
     }
 
     /// Sets the time limit, from now on; `None` for none. No vCPU runs.
@@ -110,7 +125,7 @@ impl Control {
         if lock(&self.verdict).is_some() {
             return true;
         }
-        if let Some(verdict) = self.out_of_time() {
+        if let Some(verdict) = self.outside_verdict() {
             self.stop(verdict);
         } else if let Some(verdict) = self.watch.get().and_then(|watch| watch()) {
             self.stop(verdict);
@@ -118,11 +133,14 @@ impl Control {
         lock(&self.verdict).is_some()
     }
 
-    /// Has a signal come, or the time limit?
-    fn out_of_time(&self) -> Option<Verdict> {
+    /// Has a signal come, an order, or the time limit?
+    fn outside_verdict(&self) -> Option<Verdict> {
         match self.signal.map_or(0, |signal| signal.load(Ordering::SeqCst)) {
             0 => {}
             signal => return Some(Verdict::Signal(signal)),
+        }
+        if let Some(verdict) = lock(&self.ordered).clone() {
+            return Some(verdict);
         }
         let (deadline, limit) = (*lock(&self.deadline))?;
         (Instant::now() >= deadline).then_some(Verdict::TimedOut { limit })
@@ -175,7 +193,7 @@ impl Control {
         if let Some(parking) = self.parking.get()
             && let Some(verdict) = self.verdict()
         {
-            parking.show_death(it, verdict, &|| self.out_of_time().is_some());
+            parking.show_death(it, verdict, &|| self.outside_verdict().is_some());
         }
     }
 
@@ -233,6 +251,18 @@ mod tests {
         assert!(control.should_stop());
         assert_eq!(control.verdict(), Some(Verdict::Failed { code: 3 }));
         control.rearm();
+        assert!(!control.should_stop());
+    }
+
+    #[test]
+    fn an_order_outlives_a_restart() {
+        let control = Control::new(None, None);
+        control.stop(Verdict::died(crate::verdict::Death::Reset, "by port 0x64"));
+        control.order(Verdict::Signal(15));
+        control.rearm();
+        assert!(control.should_stop());
+        assert_eq!(control.verdict(), Some(Verdict::Signal(15)));
+        control.renew();
         assert!(!control.should_stop());
     }
 

@@ -101,6 +101,16 @@ impl Counts {
         ExitKind::NAMES.into_iter().zip(self.exits).filter(|(_, count)| *count > 0)
     }
 
+    /// The same of some kinds alone.
+    pub fn exits_of(
+        &self,
+        which: fn(ExitKind) -> bool,
+    ) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let kinds = ExitKind::ALL.into_iter().zip(self.exits);
+        let some = kinds.filter(move |(kind, count)| *count > 0 && which(*kind));
+        some.map(|(kind, count)| (kind.name(), count))
+    }
+
     /// Where nobody claimed an access: at most 64 places a vCPU.
     pub fn sites(&self) -> &[Unclaimed] {
         &self.sites

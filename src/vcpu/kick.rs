@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::Once;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -49,10 +49,9 @@ impl Target {
     /// `immediate_exit` stays valid for as long as the result lives, and the result is
     /// dropped on this thread.
     pub(super) unsafe fn new(immediate_exit: *const AtomicU8) -> io::Result<Self> {
-        static INSTALL: Once = Once::new();
-        let mut installed = Ok(());
-        INSTALL.call_once(|| installed = register_signal_handler(kick_signal(), on_kick));
-        installed?;
+        static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
+        let install = || register_signal_handler(kick_signal(), on_kick).map_err(|e| e.errno());
+        INSTALLED.get_or_init(install).map_err(io::Error::from_raw_os_error)?;
         IMMEDIATE_EXIT.set(immediate_exit);
         Ok(Self(()))
     }

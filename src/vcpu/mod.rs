@@ -24,4 +24,4 @@ pub use recorder::{Observer, Record, Recorder};
 pub use run::{HypercallDevice, RunLoop};
 pub use step::{Companion, OUT, Stepped, run_to_exit, step_to_end};
 pub use strict::{Blocked, Guards, Still, Strict, Violation};
-pub use thread::{block_process_signals, run_all};
+pub use thread::{ENDING, block_process_signals, run_all};

@@ -152,6 +152,8 @@ struct State {
     stop: Option<Stop>,
     /// Debug exits that came while the vCPUs were on their way to stand still for another.
     late: Vec<Stop>,
+    /// Somebody wants them to stand still and has not seen it yet.
+    asked: bool,
     /// A vCPU was held when the machine came to its end.
     was_held: bool,
     /// Where the verdict was given, if on a vCPU's thread.
@@ -189,12 +191,17 @@ impl Parking {
     /// The machine starts, or starts again, with `cpus` vCPUs.
     pub(super) fn begin(&self, cpus: usize) {
         let mut state = self.lock();
-        let hold = state.attached || std::mem::take(&mut state.hold_at_start);
-        let lot = || Lot::new(Place::Running, hold);
+        let starts = state.attached || std::mem::take(&mut state.hold_at_start);
+        let why = match starts {
+            true => Some(Why::Started),
+            // While no vCPU ran.
+            false => state.asked.then_some(Why::Asked),
+        };
+        let lot = || Lot::new(Place::Running, why.is_some());
         state.lots = std::iter::repeat_with(lot).take(cpus).collect();
-        state.stop = hold.then_some(Stop { cpu: 0, why: Why::Started });
+        state.stop = why.map(|why| Stop { cpu: 0, why });
         state.late.clear();
-        state.culprit = None;
+        (state.culprit, state.was_held) = (None, false);
     }
 
     /// vCPU `id` has left the run loop.
@@ -238,7 +245,7 @@ impl Parking {
             let over = is_over();
             state = self.lock();
             if over {
-                state.was_held = true;
+                state.was_held |= state.lots.get(id).is_some_and(|lot| lot.hold);
                 return;
             }
         }
@@ -290,9 +297,15 @@ impl Parking {
     /// All vCPUs are to stand still. The caller kicks them.
     pub(super) fn hold(&self) {
         let mut state = self.lock();
+        state.asked = true;
         state.stop.get_or_insert(Stop { cpu: 0, why: Why::Asked });
         state.lots.iter_mut().for_each(|lot| lot.hold = true);
         self.tell(&state);
+    }
+
+    /// Were they to stand still, whatever they do so for now? Told once.
+    pub fn take_asked(&self) -> bool {
+        std::mem::take(&mut self.lock().asked)
     }
 
     /// A debugger is there, or is not: only then guests stop before they die, and restarts
@@ -362,7 +375,7 @@ impl Parking {
     /// Lets those vCPUs go that `which` names; the others stay.
     pub fn release(&self, which: impl Fn(u32) -> bool) {
         let mut state = self.lock();
-        state.stop = None;
+        (state.stop, state.asked) = (None, false);
         for (id, lot) in state.lots.iter_mut().enumerate().filter(|(id, _)| which(*id as u32)) {
             log::trace!("vcpu {id} runs on");
             lot.hold = false;
@@ -399,6 +412,11 @@ impl Parking {
         let mut state = self.lock();
         state.ended = Some(verdict);
         self.tell(&state);
+    }
+
+    /// It goes on all the same, from a checkpoint.
+    pub fn reopen(&self) {
+        self.lock().ended = None;
     }
 
     /// Parked vCPUs are to look whether the machine is over.
@@ -511,6 +529,22 @@ mod tests {
             parking.begin(1);
             assert!(!parking.lock().lots[0].hold);
         }
+    }
+
+    #[test]
+    fn a_pause_outlives_a_restart() {
+        let parking = parking(false);
+        parking.begin(1);
+        parking.hold();
+        parking.leave(0);
+        parking.begin(1);
+        place(&parking, 0, Place::Parked);
+        assert_eq!(parking.news(), Some(News::Stopped(Stop { cpu: 0, why: Why::Asked })));
+        assert!(parking.take_asked() && !parking.take_asked());
+        parking.hold();
+        parking.release(|_| true);
+        parking.begin(1);
+        assert!(!parking.lock().lots[0].hold);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::kick::kick_self;
 use super::recorder::{Observer, Record};
 use super::run::RunLoop;
 use super::thread::{drive, run_all};
-use crate::kvm::{self, Debug, Exit, ExitKind, Vcpu};
+use crate::kvm::{self, Debug, Exit, Vcpu};
 use crate::verdict::{StopLine, Success, Verdict};
 
 /// Who goes along with a stepped guest.
@@ -75,7 +75,7 @@ impl Observer for Milestone {
     }
 
     fn end(&mut self, record: &Record) {
-        if record.kind == ExitKind::Interrupted || self.left == 0 {
+        if !record.kind.is_guests_own() || self.left == 0 {
             return;
         }
         self.left -= 1;

@@ -126,7 +126,8 @@ pub struct Violation {
     pub kind: UnclaimedKind,
     /// The exit: size, value, RIP.
     pub record: Record,
-    /// Had KVM finished the instruction before it asked? Then RIP is the next one's.
+    /// Had KVM finished the instruction before it asked? Then RIP is the next one's, but for a
+    /// repeated one that has elements left.
     pub finished: bool,
     /// What was moved, in words, where no exit told of it. Then RIP is the instruction's.
     pub what: Option<String>,
@@ -165,7 +166,7 @@ impl Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = if self.finished { "by the instruction before" } else { "at" };
+        let place = if self.finished { "at or just before" } else { "at" };
         write!(f, "{place} {:#x}: {} (--strict={})", self.record.rip, self.access(), self.rule)
     }
 }

@@ -53,6 +53,9 @@ fn start<'scope>(
     spawned.map_err(|e| control.stop(refused(&e))).ok()
 }
 
+/// What a user, a shell or a CI runner ends a process with.
+pub const ENDING: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
 /// Signals to the process are the first thread's to take: it looks at them when it is
 /// interrupted, a vCPU thread would swallow them.
 pub fn block_process_signals() {
@@ -60,7 +63,7 @@ pub fn block_process_signals() {
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&mut set);
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+        for signal in ENDING {
             libc::sigaddset(&mut set, signal);
         }
         libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());

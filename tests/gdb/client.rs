@@ -17,6 +17,8 @@ pub const TESTS: &[Test] = &[
     ("client: the stub finds what the table says", limits),
     ("client: single steps", steps),
     ("client: a watchpoint, or a refusal", watch),
+    ("client: a guest that steps itself", steps_itself),
+    ("client: a reset of the debugger's is no success", reset_is_no_success),
     ("client: a guest that spins is interrupted", interrupt),
     ("client: every processor is a thread", threads),
     ("client: processors that come to a breakpoint together", together),
@@ -38,6 +40,9 @@ pub const TESTS: &[Test] = &[
 /// single steps there is none: the step of STI ends behind the next instruction (Intel SDM
 /// Vol. 3A, 6.8.3).
 pub const BEHIND_STI: &[&str] = &["client: a step over HLT"];
+
+/// Those whose guest single-steps itself: KVM tells its steps and the debugger's in the same words.
+pub const STEPS_ITSELF: &[&str] = &["client: a guest that steps itself"];
 
 /// Those that take minutes in the VT-x rig.
 pub const LONG: &[&str] = &["client: a packet that never ends"];
@@ -206,6 +211,29 @@ fn together() {
     in_order(&session.expect(0).out(), &["processors=3"]);
 }
 
+/// Its own #DB, which a debug register of the debugger's has KVM give to us, comes back to it
+/// with what DR6 tells of it.
+fn steps_itself() {
+    let session = Session::held("@step");
+    let mut client = session.client();
+    client.ask("?");
+    assert_eq!(client.ask("Z1,1000,1"), "OK");
+    assert_eq!(client.ask("vCont;c"), "W00");
+    in_order(&session.expect(0).out(), &["steps=4 told=4"]);
+}
+
+/// What the command line says of the guest's resets is not of the debugger's.
+fn reset_is_no_success() {
+    let session = Session::new("@walk", "unix", &["--gdb-wait", "--on-reset", "success"]);
+    let mut client = session.client();
+    client.ask("?");
+    run_to(&mut client, address("count"));
+    client.monitor("reset");
+    assert!(client.ask("vCont;c").starts_with('T'), "before its first instruction again");
+    assert_eq!(client.ask("D"), "OK");
+    in_order(&session.expect(0).out(), &["counter=6"]);
+}
+
 fn memory() {
     let session = Session::held("@walk");
     let mut client = session.client();
@@ -302,6 +330,10 @@ fn not_understood() {
     assert_eq!(client.ask("Hgp1.1"), "OK");
     let first = client.registers().rip();
     assert_ne!(first, address("arrive"));
+    let none = ["qThreadExtraInfo,100000000", "Hg100000000", "g", "Hg100000001", "g", "Hgp1.1"];
+    for packet in none {
+        client.ask(packet);
+    }
     for packet in ["G00", "Hg-1", "Z0,zz,1", "mzz", "P=", "vCont;x"] {
         let answer = client.ask(packet);
         assert!(answer.starts_with('E') || answer.is_empty(), "{packet}: {answer}");

@@ -136,7 +136,7 @@ impl Guest {
     }
 
     fn look_at(&mut self, tid: Tid) -> u32 {
-        self.cpu = tid.get() as u32 - 1;
+        self.cpu = cpu_of(tid);
         self.cpu
     }
 
@@ -327,9 +327,14 @@ impl SingleRegisterAccess<Tid> for Guest {
     }
 }
 
+/// The vCPU that is thread `tid`; for a number that gdb never had from us, none that there is.
+fn cpu_of(tid: Tid) -> u32 {
+    u32::try_from(tid.get() - 1).unwrap_or(u32::MAX)
+}
+
 impl ThreadExtraInfo for Guest {
     fn thread_extra_info(&self, tid: Tid, buffer: &mut [u8]) -> Result<usize, Self::Error> {
-        let text = describe::cpu(&self.debugger, tid.get() as u32 - 1);
+        let text = describe::cpu(&self.debugger, cpu_of(tid));
         let len = text.len().min(buffer.len());
         buffer[..len].copy_from_slice(&text.as_bytes()[..len]);
         Ok(len)

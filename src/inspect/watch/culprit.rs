@@ -144,7 +144,10 @@ impl Code<'_> {
     fn writes(&self, it: &Instruction, operand: u32, address: u64, size: u64) -> bool {
         let width = it.memory_size().size() as u64;
         let register = |register, _, _| value(register, self.cpu);
-        let Some(linear) = it.virtual_address(operand, 0, register) else { return false };
+        // Of an operand that is none in memory the address is 0.
+        let is_memory = operands::is_memory(it.op_kind(operand));
+        let linear = it.virtual_address(operand, 0, register).filter(|_| is_memory);
+        let Some(linear) = linear else { return false };
         let linear = linear.wrapping_add(operands::bit_offset(it, self.cpu));
         let moved = if it.is_string_instruction() { width } else { 0 };
         let starts = [linear, linear.wrapping_sub(moved), linear.wrapping_add(moved)];
@@ -260,6 +263,13 @@ mod tests {
         assert_eq!(pushed(&[0xC3, 0xE8, 0, 0, 0, 0, 0x90], 0, AT as u32 + 6), None);
         // call the next instruction
         assert_eq!(pushed(&[0xE8, 0, 0, 0, 0, 0x90], 5, AT as u32 + 5), Some(0));
+    }
+
+    #[test]
+    fn a_register_is_no_operand_at_address_zero() {
+        // mov cl, al; rep stosb, at address 0 with elements left
+        let exit = Exit::MmioWrite { address: 0, data: &[0] };
+        assert_eq!(find_at(&[0x88, 0xC1, 0xF3, 0xAA], 2, 0, &[], &exit), Some(2));
     }
 
     #[test]

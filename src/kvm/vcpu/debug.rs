@@ -14,10 +14,22 @@ use crate::x86::Rflags;
 impl Vcpu {
     /// Sets what is debugged; the last call counts.
     pub fn set_debug(&self, debug: &Debug) -> Result<(), Error> {
+        if let Some(Inject::Debug { dr6 }) = debug.inject {
+            self.tell_dr6(dr6)?;
+        }
         let arch = kvm_guest_debug_arch { debugreg: debug.registers() };
         self.fd
             .set_guest_debug(&kvm_guest_debug { control: debug.control(), pad: 0, arch })
             .map_err(Error::ioctl("KVM_SET_GUEST_DEBUG"))
+    }
+
+    /// KVM tells user space alone why a debug exit was, and injects the exception without that.
+    fn tell_dr6(&self, dr6: u64) -> Result<(), Error> {
+        // What fired, and by which: the four registers, BD and BS (Intel SDM Vol. 3B 18.2.3).
+        const TOLD: u64 = 0xF | 1 << 13 | 1 << 14;
+        let mut registers = self.fd.get_debug_regs().map_err(Error::ioctl("KVM_GET_DEBUGREGS"))?;
+        registers.dr6 |= dr6 & TOLD;
+        self.fd.set_debug_regs(&registers).map_err(Error::ioctl("KVM_SET_DEBUGREGS"))
     }
 
     /// Has a vCPU that stands before a HLT run it. KVM's instruction emulator does not halt a
@@ -82,7 +94,10 @@ pub struct HardwareBreakpoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inject {
     /// #DB: its own single step or debug registers.
-    Debug,
+    Debug {
+        /// What DR6 tells of it.
+        dr6: u64,
+    },
     /// #BP: its own INT3.
     Breakpoint,
 }
@@ -111,7 +126,7 @@ impl Debug {
             (self.block_interrupts, KVM_GUESTDBG_BLOCKIRQ),
             (self.software_breakpoints, KVM_GUESTDBG_USE_SW_BP),
             (self.hardware.iter().any(Option::is_some), KVM_GUESTDBG_USE_HW_BP),
-            (self.inject == Some(Inject::Debug), KVM_GUESTDBG_INJECT_DB),
+            (matches!(self.inject, Some(Inject::Debug { .. })), KVM_GUESTDBG_INJECT_DB),
             (self.inject == Some(Inject::Breakpoint), KVM_GUESTDBG_INJECT_BP),
         ];
         let control = flags.iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag);

@@ -2,7 +2,7 @@
 
 use super::probe::Limits;
 use crate::kvm::{HardwareBreakpoint, WatchKind};
-use crate::mem::{Bytes, GuestAddress, GuestMemory};
+use crate::mem::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend};
 
 /// INT3.
 const INT3: u8 = 0xCC;
@@ -64,6 +64,8 @@ struct Patch {
     linear: u64,
     physical: u64,
     original: u8,
+    /// Where it is in this process: a restart makes another memory beside this one.
+    host: Option<usize>,
 }
 
 /// A debug register in use.
@@ -132,7 +134,10 @@ impl Breakpoints {
         if point == Point::Software
             && let Some(at) = self.patches.iter().position(|patch| patch.linear == address)
         {
-            unpatch(memory, &self.patches.swap_remove(at));
+            let patch = self.patches.swap_remove(at);
+            if self.at(patch.physical).is_none() {
+                unpatch(memory, &patch);
+            }
             return true;
         }
         if let Some(at) = self.sought.iter().position(|it| *it == (address, point)) {
@@ -155,18 +160,33 @@ impl Breakpoints {
         self.sought.clear();
     }
 
-    /// Memory is another one now: what was patched is gone.
-    pub(super) fn forget_patches(&mut self) {
-        self.patches.clear();
+    /// The machine has started again, with this memory: with another one, in which nothing is
+    /// patched, or with that which it slept with.
+    pub(super) fn moved_to(&mut self, memory: &GuestMemory) {
+        for patch in self.patches.drain(..) {
+            if host(memory, patch.physical) == patch.host {
+                unpatch(memory, &patch);
+            }
+        }
+    }
+
+    /// The patch at a physical address: several linear ones may lead there.
+    fn at(&self, physical: u64) -> Option<&Patch> {
+        self.patches.iter().find(|patch| patch.physical == physical)
     }
 
     fn patch(&mut self, memory: &GuestMemory, linear: u64, physical: Option<u64>) -> bool {
         let Some(physical) = physical else { return false };
-        let Ok(original) = memory.read_obj::<u8>(GuestAddress(physical)) else { return false };
+        let original = match self.at(physical) {
+            Some(patch) if patch.linear == linear => return true,
+            Some(patch) => Ok(patch.original),
+            None => memory.read_obj::<u8>(GuestAddress(physical)),
+        };
+        let Ok(original) = original else { return false };
         if memory.write_obj(INT3, GuestAddress(physical)).is_err() {
             return false;
         }
-        self.patches.push(Patch { linear, physical, original });
+        self.patches.push(Patch { linear, physical, original, host: host(memory, physical) });
         true
     }
 
@@ -238,13 +258,19 @@ impl Breakpoints {
 
     /// Keeps the patches in bytes that are about to be written to `physical`.
     pub(super) fn keep(&mut self, physical: u64, data: &mut [u8]) {
+        let written = data.to_vec();
         for patch in &mut self.patches {
             let at = patch.physical.wrapping_sub(physical);
-            if let Some(byte) = usize::try_from(at).ok().and_then(|at| data.get_mut(at)) {
-                patch.original = std::mem::replace(byte, INT3);
+            let Ok(at) = usize::try_from(at) else { continue };
+            if let (Some(byte), Some(original)) = (data.get_mut(at), written.get(at)) {
+                (*byte, patch.original) = (INT3, *original);
             }
         }
     }
+}
+
+fn host(memory: &GuestMemory, physical: u64) -> Option<usize> {
+    memory.get_host_address(GuestAddress(physical)).ok().map(|it| it as usize)
 }
 
 /// Puts the original byte back, unless the guest has written something else there since.
@@ -313,6 +339,36 @@ mod tests {
         assert!(set.remove(&memory, asked));
         assert_eq!(byte(&memory, 0x1004), 3);
         assert!(!set.remove(&memory, asked));
+    }
+
+    #[test]
+    fn two_breakpoints_may_be_one_byte() {
+        let (memory, mut set) = (memory(), Breakpoints::default());
+        let [low, high] = [0x1000, 0xFFFF_8000_0000_1000].map(|at| (at, 1, Point::Software));
+        for asked in [low, high, low] {
+            set.add(&memory, ALL, asked, Some(0x1000)).unwrap();
+        }
+        let mut data = [INT3];
+        set.hide(0x1000, &mut data);
+        assert_eq!(data, [0x90]);
+        set.keep(0x1000, &mut [0x91]);
+        assert!(set.remove(&memory, low) && byte(&memory, 0x1000) == INT3);
+        assert!(!set.remove(&memory, low));
+        assert!(set.remove(&memory, high) && byte(&memory, 0x1000) == 0x91);
+    }
+
+    #[test]
+    fn what_was_patched_is_put_back_in_the_same_memory_alone() {
+        let (slept, mut set) = (memory(), Breakpoints::default());
+        let asked = (0x1000, 1, Point::Software);
+        set.add(&slept, ALL, asked, Some(0x1000)).unwrap();
+        set.moved_to(&slept);
+        assert!(byte(&slept, 0x1000) == 0x90 && !set.has_patches());
+        set.add(&slept, ALL, asked, Some(0x1000)).unwrap();
+        let other = memory();
+        other.write_obj(INT3, GuestAddress(0x1000)).unwrap();
+        set.moved_to(&other);
+        assert!(byte(&other, 0x1000) == INT3 && !set.has_patches());
     }
 
     #[test]

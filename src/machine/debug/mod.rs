@@ -188,7 +188,7 @@ impl Debugger {
 
     /// Ends the machine, as a debugger's `kill` does: with the verdict of SIGKILL.
     pub fn kill(&self) {
-        self.control.stop(Verdict::Signal(libc::SIGKILL as u8));
+        self.control.order(Verdict::Signal(libc::SIGKILL as u8));
     }
 
     /// The machine starts again from its image when it is let go, and stands still before
@@ -221,13 +221,14 @@ impl Debugger {
             News::Stopped(stop) => stop,
         };
         if stop.why == Why::Started {
-            self.breakpoints.forget_patches();
+            self.breakpoints.moved_to(&self.memory());
             self.told.fill((None, Action::Run));
             self.beside.clear();
         }
         self.keep_beside();
         let cpu = stop.cpu;
-        if let Some(reason) = self.explain(&stop) {
+        let asked = self.parking()?.take_asked();
+        if let Some(reason) = self.explain(&stop).or(asked.then_some(Reason::Asked)) {
             return Some(Event::Stopped { cpu, reason });
         }
         let actions: Vec<_> = self.told.iter().map(|(_, action)| *action).collect();
@@ -293,7 +294,7 @@ impl Debugger {
             Some((address, Point::Watch(watch))) => Some(Reason::Watchpoint { watch, address }),
             Some((_, point)) => Some(Reason::Breakpoint(point)),
             None if stepping => Some(Reason::Stepped),
-            None => self.pass_on(stop.cpu, Inject::Debug),
+            None => self.pass_on(stop.cpu, Inject::Debug { dr6 }),
         }
     }
 
