@@ -17,9 +17,19 @@ use crate::verdict::Verdict;
 /// How often the clock, signals and the progress line are looked at.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
-/// What a worker gets beyond a test's own time limit before it counts as hung: its own watch
-/// over the machine has failed then, and it is killed.
+/// What a worker gets beyond all that its machines may take before it counts as hung: its own
+/// watch over them has failed then, and it is killed.
 const GRACE: Duration = Duration::from_secs(60);
+
+/// Time limits that one order about a test of an image may take: the boot has one, another boot
+/// where the machine cannot be put back, and the test itself.
+const LIMITS_OF_A_MEMBER: u32 = 3;
+
+/// Until when an order about a test is to be carried out; `None`: beyond all that a clock can tell.
+fn deadline(began: Instant, test: &Test) -> Option<Instant> {
+    let limits = if test.member.is_some() { LIMITS_OF_A_MEMBER } else { 1 };
+    began.checked_add(test.limit.checked_mul(limits)?)?.checked_add(GRACE)
+}
 
 /// Who runs tests, and within which bounds.
 #[derive(Clone, Copy)]
@@ -49,7 +59,6 @@ struct Shift {
     name: String,
     began: Instant,
     expected: Duration,
-    /// `None`: beyond all that a clock can tell.
     deadline: Option<Instant>,
     process: Process,
     overdue: bool,
@@ -62,7 +71,7 @@ impl Watch {
 
     fn begin(&self, slot: usize, item: &Item, process: Process) {
         let began = Instant::now();
-        let deadline = began.checked_add(item.test.limit).and_then(|it| it.checked_add(GRACE));
+        let deadline = deadline(began, &item.test);
         let (name, expected) = (item.name.clone(), item.expected);
         let shift = Shift { name, began, expected, deadline, process, overdue: false };
         self.lock().insert(slot, shift);
@@ -155,5 +164,22 @@ impl<'a> Lead<'a> {
         if let Some(worker) = self.worker {
             self.force.crew.rest(worker);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boots_before_a_test_do_not_make_it_late() {
+        let limit = Duration::from_secs(100);
+        let began = Instant::now();
+        let after = |test: &Test| deadline(began, test).map(|it| it - began);
+        let image = Test { limit, ..Test::for_tests("image", 1) };
+        assert_eq!(after(&image), Some(limit + GRACE));
+        let member = Test { member: Some("test".to_owned()), ..image };
+        assert_eq!(after(&member), Some(3 * limit + GRACE));
+        assert_eq!(after(&Test { limit: Duration::MAX, ..member }), None);
     }
 }
