@@ -741,6 +741,22 @@ fn ended_while_it_lists_it_writes_its_reports_and_none_of_yesterday_stays() {
     }
 }
 
+/// What a filter asks for may be in an image that nobody came to ask.
+#[test]
+fn ended_while_it_lists_it_says_so_whatever_was_asked_for() {
+    need_kvm();
+    let dir = Dir::new();
+    let args = "@suite-liar @suite --cmdline how=hangs -j 1 -f =@suite::lock_add --json l.jsonl";
+    let running = runner(&dir, args).start();
+    let own = running.child.id() as i32;
+    let worker = || processes(&dir).into_iter().find(|pid| *pid != own);
+    assert!(wait_until(|| worker().is_some_and(has_machine)), "no worker with a machine");
+    let ended = running.signal(libc::SIGTERM).end().expect(128 + libc::SIGTERM);
+    assert!(ended.out().contains("1 test: 0 passed, 1 not run"), "{ended:?}");
+    let lines = json_lines(&fs::read(dir.join("l.jsonl")).unwrap());
+    assert_eq!(tests_of(&lines)[0]["name"], "@suite");
+}
+
 #[test]
 fn an_image_that_hangs_in_boot_costs_its_limit_once() {
     need_kvm();

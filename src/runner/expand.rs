@@ -18,7 +18,7 @@ use super::test::Test;
 
 /// Puts the tests that an image announces in the place of the image. One that ends by itself before
 /// it is ready, and announces nothing, stays one test, which has ended with that. One whose tests
-/// cannot be told stays one test that has failed: see [`Test::ended`].
+/// cannot be told stays one test that has failed, or for a signal did not run: see [`Test::ended`].
 ///
 /// # Errors
 /// Those of threads; names that are not unique.
@@ -72,6 +72,12 @@ struct Listed {
 }
 
 impl Listed {
+    /// One that nobody came to: a signal ended the run before.
+    fn unasked(signal: u8) -> Self {
+        let attempt = Attempt::ended_by(signal, Duration::ZERO);
+        Self { listing: Listing::Ended(attempt), before: Vec::new(), took: Duration::ZERO }
+    }
+
     fn tests(self, image: Test) -> Vec<Test> {
         let Self { listing, before: mut ended, took } = self;
         match listing {
@@ -141,7 +147,7 @@ fn hear(
         match news.recv_timeout(TICK) {
             Ok((name, found)) => _ = listed.insert(name, found),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return listed,
+            Err(RecvTimeoutError::Disconnected) => break,
         }
         if force.signal().is_some() {
             queue.stop();
@@ -150,4 +156,9 @@ fn hear(
         watch.kill_late();
         reports.tick(&mut || watch.progress(None, force.jobs));
     }
+    if let Some(signal) = force.signal() {
+        let (rest, _) = queue.rest();
+        listed.extend(rest.into_iter().map(|item| (item.name, Listed::unasked(signal))));
+    }
+    listed
 }

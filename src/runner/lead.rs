@@ -12,7 +12,6 @@ use super::protocol::{Order, Reply};
 use super::queue::Item;
 use super::report::Progress;
 use super::test::Test;
-use crate::verdict::Verdict;
 
 /// How often the clock, signals and the progress line are looked at.
 pub(super) const TICK: Duration = Duration::from_millis(50);
@@ -147,10 +146,7 @@ impl<'a> Lead<'a> {
                 self.worker = Some(hired);
                 Ok(reply)
             }
-            Err(_) if let Some(signal) = signal => {
-                let verdict = Verdict::Signal(signal);
-                Err(Attempt::new(&verdict, &super::Expect::Success, began.elapsed()))
-            }
+            Err(_) if let Some(signal) = signal => Err(Attempt::ended_by(signal, began.elapsed())),
             Err(_) if overdue => Err(broken(format!(
                 "the process that ran it did not come to the time limit's end and was killed, {} late",
                 humantime::format_duration(GRACE)

@@ -77,6 +77,11 @@ impl Attempt {
         Self { cause, ..Self::new(&verdict, &Expect::Success, took) }
     }
 
+    /// None any more: a signal ended the run.
+    pub(super) fn ended_by(signal: u8, took: Duration) -> Self {
+        Self::new(&Verdict::Signal(signal), &Expect::Success, took)
+    }
+
     /// Judges a verdict.
     pub fn new(verdict: &Verdict, expect: &Expect, took: Duration) -> Self {
         let (status, cause) = judge(verdict, expect);
