@@ -172,8 +172,7 @@ impl Record {
 
     /// A test, all attempts at it made.
     pub fn of(test: std::sync::Arc<Test>, name: String, attempts: Vec<Attempt>) -> Self {
-        let bad = attempts.iter().rfind(|attempt| attempt.status.is_bad());
-        let (status, cause) = match (attempts.last(), bad) {
+        let (status, cause) = match (attempts.last(), last_bad(&attempts)) {
             // That it does not apply here does not undo that it failed here.
             (Some(last), Some(bad)) if last.status == Status::Skipped => {
                 (bad.status, format!("{}; a retry was skipped: {}", bad.cause, last.cause))
@@ -198,6 +197,15 @@ impl Record {
     pub fn last(&self) -> Option<&Attempt> {
         self.attempts.last()
     }
+
+    /// The attempt that its status comes from: the last, or a bad one before that was skipped.
+    pub fn deciding(&self) -> Option<&Attempt> {
+        if self.status.is_bad() { last_bad(&self.attempts) } else { self.last() }
+    }
+}
+
+fn last_bad(attempts: &[Attempt]) -> Option<&Attempt> {
+    attempts.iter().rfind(|attempt| attempt.status.is_bad())
 }
 
 #[cfg(test)]
@@ -228,6 +236,8 @@ mod tests {
         };
         assert_eq!(record(&[1, 77]).status, Status::Failed);
         assert!(record(&[1, 77]).cause.contains("a retry was skipped"));
+        let deciding = |codes: &[u32]| record(codes).deciding().map(|it| it.exit_code);
+        assert_eq!([&[1, 2, 77][..], &[1, 0], &[]].map(deciding), [Some(2), Some(0), None]);
         assert_eq!(record(&[77]).status, Status::Skipped);
         assert_eq!(record(&[1, 0]).status, Status::Passed);
         assert!(record(&[1, 0]).is_flaky());

@@ -65,7 +65,7 @@ impl<W: Write> Report for GitHub<W> {
             true => format!("flaky: passed at attempt {}", record.attempts.len()),
             false => record.cause.clone(),
         };
-        let autopsy = record.last().and_then(|last| last.autopsy.as_deref()).unwrap_or_default();
+        let autopsy = record.deciding().and_then(|it| it.autopsy.as_deref()).unwrap_or_default();
         let message = format!("{cause}\n{}", autopsy.lines().next().unwrap_or_default());
         let message: String = message.trim_end().chars().take(LONGEST).collect();
         let title = property(&one_line(&record.name));

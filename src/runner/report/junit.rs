@@ -109,8 +109,8 @@ fn case(record: &Record) -> TestCase {
         status => TestCaseStatus::non_success(kind(status)),
     };
     let cause = one_line(&record.cause);
-    status.set_message(cause).set_type(type_of(record.status, record.last()));
-    if let Some(autopsy) = record.last().and_then(|last| last.autopsy.as_deref()) {
+    status.set_message(cause).set_type(type_of(record.status, record.deciding()));
+    if let Some(autopsy) = record.deciding().and_then(|it| it.autopsy.as_deref()) {
         status.set_description(lines(autopsy));
     }
     let before = record.attempts.len().saturating_sub(1);

@@ -51,7 +51,7 @@ impl Totals {
             Status::Passed => self.passed += 1,
             Status::Failed => self.failed += 1,
             Status::Died => {
-                let cause = record.last().map_or("died", |last| &last.verdict);
+                let cause = record.deciding().map_or("died", |it| &it.verdict);
                 *self.died.entry(cause.to_owned()).or_default() += 1;
             }
             Status::TimedOut => self.timed_out += 1,
@@ -123,6 +123,8 @@ fn refusal(refusal: Refusal) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::{Attempt, Expect, Test};
+    use crate::verdict::Death;
 
     #[test]
     fn success_needs_a_test_that_passed_and_none_that_did_not() {
@@ -141,6 +143,17 @@ mod tests {
         assert_eq!(code(|it| it.not_run = 1), 1);
         assert_eq!(code(|it| _ = it.skipped.insert("slow".to_owned(), 1)), 0);
         assert_eq!(code(|it| it.signal = Some(15)), 143);
+    }
+
+    #[test]
+    fn a_death_is_counted_by_its_cause_whatever_a_retry_was() {
+        let attempt = |verdict| Attempt::new(&verdict, &Expect::Success, Duration::ZERO);
+        let died = attempt(Verdict::died(Death::Panic, ""));
+        let skipped = attempt(Verdict::from_guest_code(77));
+        let test = std::sync::Arc::new(Test::for_tests("t", 1));
+        let mut totals = Totals::default();
+        totals.count(&Record::of(test, "t".to_owned(), vec![died, skipped]));
+        assert_eq!(totals.died, BTreeMap::from([("panic".to_owned(), 1)]));
     }
 
     #[test]
