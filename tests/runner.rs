@@ -309,7 +309,8 @@ fn again_and_again() {
         ended.out().contains("3 tests: 3 passed") && ended.out().contains("@hello #3"),
         "{ended:?}"
     );
-    let ended = runner(&dir, "@hello --repeat 2 --until-fail").expect(0);
+    let ended = runner(&dir, "@hello --repeat 2 -j 3 --until-fail").expect(0);
+    assert!(ended.out().contains("ringfence: 2 tests, 2 at a time\n"), "{ended:?}");
     assert!(ended.out().contains("2 tests: 2 passed"), "{ended:?}");
     let ended = runner(&dir, "@exit-7 -j 1 --until-fail --tap t.tap").expect(1);
     assert!(ended.out().contains("1 test: 0 passed, 1 failed"), "{ended:?}");

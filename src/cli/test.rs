@@ -81,11 +81,12 @@ fn run(args: &TestArgs) -> Result<u8, Refused> {
     let chosen = chosen(args, found, &force, &mut reports)?;
     let others = args.shard.is_some() && chosen.iter().any(|test| test.skip.is_none());
     let tests = args.shard.map_or_else(|| chosen.clone(), |shard| part(chosen.clone(), shard));
+    let rounds = if args.until_fail { args.repeat } else { Some(args.repeat.unwrap_or(1)) };
     let options = Options {
         others,
-        force: Workforce { jobs: jobs.min(tests.len().max(1)), ..force },
+        force: Workforce { jobs: jobs.min(runs(tests.len(), rounds)).max(1), ..force },
         fail_fast: args.fail_fast || args.until_fail,
-        rounds: if args.until_fail { args.repeat } else { Some(args.repeat.unwrap_or(1)) },
+        rounds,
         began,
         afterwards: &|totals| args.coverage.as_deref().and_then(|it| end_coverage(it, totals)),
     };
@@ -98,6 +99,11 @@ fn run(args: &TestArgs) -> Result<u8, Refused> {
     let totals = totals.map_err(|e| refused(&e))?;
     history.write();
     Ok(end_code(totals.exit_code(), &reports))
+}
+
+/// How often a test runs, all tests and rounds together; rounds for ever are very many.
+fn runs(tests: usize, rounds: Option<u32>) -> usize {
+    tests.saturating_mul(rounds.unwrap_or(u32::MAX) as usize)
 }
 
 /// For what no signal ends but in the usual way.
