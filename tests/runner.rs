@@ -468,10 +468,13 @@ fn unittests_cfg_as_it_is() {
         "# kvm-unit-tests\n[one]\nfile = mb.flat\nsmp = 2\ntest_args = 'two words'\nqemu_params = -cpu qemu64,-x2apic -m 64\n\
          [other-host]\nfile = mb.flat\narch = i386\n[device]\nfile = mb.flat\nqemu_params = -device edu\n\
          [manual]\nfile = mb.flat\ngroups = slow nodefault\n[checked]\nfile = mb.flat\ncheck = /nonexistent=Y\n\
-         [missing]\nfile = none.flat\n[many]\nfile = mb.flat\nsmp = 5000\n",
+         [missing]\nfile = none.flat\n[many]\nfile = mb.flat\nsmp = 5000\n\
+         [small]\nfile = mb.flat\nqemu_params = -m 512k\n[late]\nfile = mb.flat\ntimeout = soon\n\
+         [open]\nfile = mb.flat\ntest_args = 'a\n",
     );
     let ended = runner(&dir, "--json l.jsonl").expect(0);
-    assert!(ended.out().contains("1 passed, 6 skipped"), "{ended:?}");
+    assert!(ended.out().contains("1 passed, 9 skipped"), "{ended:?}");
+    assert!(ended.out().contains("not understood: timeout \"soon\" is not a time"), "{ended:?}");
     assert!(ended.out().contains("no machine here is as it asks: bad value for cpus: 5000"));
     let lines = json_lines(&fs::read(dir.join("l.jsonl")).unwrap());
     let one = tests_of(&lines).into_iter().find(|test| test["name"] == "one").unwrap().clone();

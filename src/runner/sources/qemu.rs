@@ -43,11 +43,11 @@ pub(super) fn read(params: &str) -> Result<Asked, String> {
     while let Some(word) = words.next() {
         // QEMU takes both spellings.
         let option = word.strip_prefix('-').filter(|rest| rest.starts_with('-')).unwrap_or(&word);
-        if HARMLESS.contains(&option) {
-            continue;
+        let value = || words.next().ok_or(format!("{option} has no value"));
+        if !asked.option(option, value)? {
+            asked.refuse(format!("QEMU's option {option} has no meaning here"));
+            break; // the next word may be its value, or an option
         }
-        let value = words.next();
-        asked.option(option, value.as_deref().ok_or(format!("{option} has no value"))?)?;
     }
     Ok(asked)
 }
@@ -57,25 +57,32 @@ impl Asked {
         self.unfit.get_or_insert(why);
     }
 
-    fn option(&mut self, option: &str, value: &str) -> Result<(), String> {
+    /// Follows an option; `false`: nobody here knows it, nor whether it has a value.
+    fn option(
+        &mut self,
+        option: &str,
+        value: impl FnOnce() -> Result<String, String>,
+    ) -> Result<bool, String> {
         match option {
-            "-m" => self.memory = Some(memory(value)?),
-            "-smp" => self.cpus = processors(value)?,
-            "-append" => self.append = format!(" {value}"),
-            "-initrd" => self.initrd = Some(value.to_owned()),
-            "-cpu" => self.cpu(value),
-            "-machine" | "-M" => value.split(',').for_each(|part| self.machine(part)),
-            "-device" => {
-                let kind = value.split(',').next().unwrap_or_default();
-                if !HAVE.contains(&kind) {
-                    self.refuse(format!("needs QEMU's device {kind}"));
-                }
-            }
-            "-overcommit" | "-global" => self.notes.push(format!("{option} {value}")),
-            _ if HARMLESS_WITH_VALUE.contains(&option) => {}
-            _ => self.refuse(format!("QEMU's option {option} has no meaning here")),
+            "-m" => self.memory = Some(memory(&value()?)?),
+            "-smp" => self.cpus = processors(&value()?)?,
+            "-append" => self.append = format!(" {}", value()?),
+            "-initrd" => self.initrd = Some(value()?),
+            "-cpu" => self.cpu(&value()?),
+            "-machine" | "-M" => value()?.split(',').for_each(|part| self.machine(part)),
+            "-device" => self.device(&value()?),
+            "-overcommit" | "-global" => self.notes.push(format!("{option} {}", value()?)),
+            _ if HARMLESS_WITH_VALUE.contains(&option) => drop(value()?),
+            _ => return Ok(HARMLESS.contains(&option)),
         }
-        Ok(())
+        Ok(true)
+    }
+
+    fn device(&mut self, value: &str) {
+        let kind = value.split(',').next().unwrap_or_default();
+        if !HAVE.contains(&kind) {
+            self.refuse(format!("needs QEMU's device {kind}"));
+        }
     }
 
     /// QEMU's models and features, as far as they are ours.
@@ -179,6 +186,8 @@ mod tests {
         assert_eq!(unfit("-device edu"), "needs QEMU's device edu");
         assert!(unfit("-machine vmport=on -cpu max").contains("0x5658"));
         assert!(unfit("-drive file=x").contains("-drive"));
+        assert!(unfit("-cpu max -no-hpet").contains("-no-hpet"));
+        assert!(unfit("-no-hpet -m lots").contains("-no-hpet"));
         assert!(unfit("-machine accel=tcg").contains("tcg"));
         assert!(unfit("-m `free`").contains("shell"));
         for bad in ["-m", "-m lots", "-smp many", "-cpu 'max"] {

@@ -108,30 +108,47 @@ impl Section {
     }
 }
 
-fn test(sources: &Sources<'_>, section: &Section, path: &Path, arch: &str) -> Result<Test, String> {
-    let directory = path.parent().unwrap_or(Path::new(""));
-    let image = directory.join(&section.file);
+/// What a section asks for.
+#[derive(Default)]
+struct Asked {
+    machine: Description,
+    notes: Vec<String>,
+    skip: Option<String>,
+}
+
+/// # Errors
+/// What of it is not understood, in words.
+fn asked(section: &Section, directory: &Path) -> Result<Asked, String> {
     let cmdline = split(&section.test_args)?;
-    let asked = qemu::read(&section.qemu_params)?;
+    let qemu = qemu::read(&section.qemu_params)?;
     // Only the suite's scripts know what a variable holds.
     let variable = section
         .smp
         .starts_with('$')
         .then(|| format!("its number of processors comes from a shell variable: {}", section.smp));
     let smp = if variable.is_some() { None } else { qemu::processors(&section.smp)? };
-    let missing = (!image.is_file()).then(|| format!("there is no file {}", image.display()));
-    let skip = unfit(section, arch).or(missing).or(variable).or(reason(&cmdline)).or(asked.unfit);
+    let skip = variable.or(reason(&cmdline)).or(qemu.unfit);
     let machine = Description {
-        image: Some(image),
-        cpus: asked.cpus.or(smp),
-        cmdline: Some([cmdline.text, asked.append].concat()).filter(|text| !text.is_empty()),
-        initrd: asked.initrd.map(|path| directory.join(path)),
+        cpus: qemu.cpus.or(smp),
+        cmdline: Some([cmdline.text, qemu.append].concat()).filter(|text| !text.is_empty()),
+        initrd: qemu.initrd.map(|path| directory.join(path)),
         timeout: Some(limit(&section.timeout)?),
-        memory: asked.memory,
-        irqchip: asked.irqchip,
-        cpu: asked.cpu,
+        memory: qemu.memory,
+        irqchip: qemu.irqchip,
+        cpu: qemu.cpu,
         ..Description::default()
     };
+    Ok(Asked { machine, notes: qemu.notes, skip })
+}
+
+fn test(sources: &Sources<'_>, section: &Section, path: &Path, arch: &str) -> Result<Test, String> {
+    let directory = path.parent().unwrap_or(Path::new(""));
+    let image = directory.join(&section.file);
+    let missing = (!image.is_file()).then(|| format!("there is no file {}", image.display()));
+    // One section that is odd keeps no other from running.
+    let odd = |why| Asked { skip: Some(format!("not understood: {why}")), ..Asked::default() };
+    let asked = asked(section, directory).unwrap_or_else(odd);
+    let machine = Description { image: Some(image), ..asked.machine };
     // run_tests.sh skips what QEMU refuses to start.
     let resolved = Config::resolve(sources.typed.clone().over(machine.clone()));
     let impossible = resolved.err().map(|e| format!("no machine here is as it asks: {e}"));
@@ -139,7 +156,7 @@ fn test(sources: &Sources<'_>, section: &Section, path: &Path, arch: &str) -> Re
         Some(_) => Description { image: machine.image, ..Description::default() },
         None => machine,
     };
-    let skip = skip.or(impossible);
+    let skip = unfit(section, arch).or(missing).or(asked.skip).or(impossible);
     let groups: Vec<_> = section.groups.split_whitespace().map(str::to_owned).collect();
     let facts = Facts {
         expect: Some(Expect::KvmUnitTests),
@@ -180,18 +197,19 @@ fn unfit(section: &Section, arch: &str) -> Option<String> {
     })
 }
 
-/// `timeout(1)`'s words: seconds, or a number with s, m, h or d.
+/// `timeout(1)`'s words: a number, not always a whole one, of seconds or with s, m, h or d.
 fn limit(text: &str) -> Result<String, String> {
-    let seconds = match text {
-        "" => DEFAULT_TIMEOUT,
-        "0" => NO_TIMEOUT,
-        _ => match text.parse::<u64>() {
-            Ok(seconds) => Duration::from_secs(seconds),
-            Err(_) => humantime::parse_duration(text)
-                .map_err(|_| format!("timeout {text:?} is not a time, as in 90 or 90s"))?,
-        },
+    const UNITS: [(char, f64); 4] = [('s', 1.0), ('m', 60.0), ('h', 3600.0), ('d', 86400.0)];
+    let with_unit = |(unit, seconds)| Some((text.strip_suffix(unit)?, seconds));
+    let (number, unit) = UNITS.into_iter().find_map(with_unit).unwrap_or((text, 1.0));
+    let time = number.parse::<f64>().ok();
+    let limit = match time.and_then(|number| Duration::try_from_secs_f64(number * unit).ok()) {
+        None if text.is_empty() => DEFAULT_TIMEOUT,
+        None => return Err(format!("timeout {text:?} is not a time, as in 90 or 90s")),
+        Some(Duration::ZERO) => NO_TIMEOUT,
+        Some(limit) => limit,
     };
-    Ok(humantime::format_duration(seconds).to_string().replace(' ', ""))
+    Ok(humantime::format_duration(limit).to_string().replace(' ', ""))
 }
 
 /// What the images beside the file were built for, as the tree's configuration has it.
@@ -230,8 +248,12 @@ mod tests {
         assert_eq!(limit(""), Ok("1m30s".to_owned()));
         assert_eq!(limit("180"), Ok("3m".to_owned()));
         assert_eq!(limit("10s"), Ok("10s".to_owned()));
-        assert_eq!(limit("0"), Ok("1day".to_owned()));
-        assert!(limit("soon").is_err());
+        assert_eq!(limit("1.5"), Ok("1s500ms".to_owned()));
+        assert_eq!(limit("2m"), Ok("2m".to_owned()));
+        assert_eq!((limit("0"), limit("0s")), (Ok("1day".to_owned()), Ok("1day".to_owned())));
+        for bad in ["soon", "s", "-1", "1e99", "nan"] {
+            assert!(limit(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
