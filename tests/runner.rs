@@ -811,6 +811,23 @@ fn what_no_format_takes_is_shown_in_each() {
     }
 }
 
+#[test]
+fn a_run_that_comes_to_nothing_ends_its_reports() {
+    need_kvm();
+    let dir = Dir::new();
+    dir.file("file", "");
+    for (args, code, words) in
+        [("-f nothing", 66, "none of the 1 tests"), ("--coverage file", 71, "cannot begin in file")]
+    {
+        let ended = runner(&dir, &format!("@hello --github --tap t.tap {args}")).expect(code);
+        says_nothing_to_github(&ended.out());
+        let text = fs::read_to_string(dir.join("t.tap")).unwrap();
+        assert_eq!(tap(&text), (None, Vec::new()));
+        assert!(text.contains(&format!("Bail out! {words}")), "{text}");
+        ended.one_line(words);
+    }
+}
+
 #[track_caller]
 fn says_nothing_to_github(said: &str) {
     let token = said.lines().find_map(|line| line.strip_prefix("::stop-commands::")).unwrap();

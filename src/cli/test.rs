@@ -72,19 +72,32 @@ fn run(args: &TestArgs) -> Result<u8, Refused> {
         return list(args, found, &force);
     }
     need_kvm(&args.machine.kvm)?;
-    let mut history = history_file().map_or_else(History::none, |path| History::read(&path));
     let mut reports = reports(args, &found)?;
     let signal = signals::catch().map_err(host)?;
     let force = Workforce { jobs, budget, crew: &crew, signal };
     reports.open();
+    let code = run_all(args, found, began, &force, &mut reports)
+        .inspect_err(|(_, words)| reports.abandon(words))?;
+    Ok(end_code(code, &reports))
+}
+
+/// Runs what is asked for; gives back the exit code, if all reports can be written.
+fn run_all(
+    args: &TestArgs,
+    found: Vec<Test>,
+    began: Instant,
+    force: &Workforce<'_>,
+    reports: &mut Reports,
+) -> Result<u8, Refused> {
     args.coverage.as_deref().map(begin_coverage).transpose()?;
-    let chosen = chosen(args, found, &force, &mut reports)?;
+    let mut history = history_file().map_or_else(History::none, |path| History::read(&path));
+    let chosen = chosen(args, found, force, reports)?;
     let others = args.shard.is_some() && chosen.iter().any(|test| test.skip.is_none());
     let tests = args.shard.map_or_else(|| chosen.clone(), |shard| part(chosen.clone(), shard));
     let rounds = if args.until_fail { args.repeat } else { Some(args.repeat.unwrap_or(1)) };
     let options = Options {
         others,
-        force: Workforce { jobs: jobs.min(runs(tests.len(), rounds)).max(1), ..force },
+        force: Workforce { jobs: force.jobs.min(runs(tests.len(), rounds)).max(1), ..*force },
         fail_fast: args.fail_fast || args.until_fail,
         rounds,
         began,
@@ -95,10 +108,10 @@ fn run(args: &TestArgs) -> Result<u8, Refused> {
         super::tell(format_args!("this shard is empty: there are fewer tests than shards"));
     }
     let tests = order(tests, &history);
-    let totals = supervise::run(&tests, &mut history, &options, &mut reports);
+    let totals = supervise::run(&tests, &mut history, &options, reports);
     let totals = totals.map_err(|e| refused(&e))?;
     history.write();
-    Ok(end_code(totals.exit_code(), &reports))
+    Ok(totals.exit_code())
 }
 
 /// How often a test runs, all tests and rounds together; rounds for ever are very many.

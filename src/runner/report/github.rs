@@ -78,6 +78,10 @@ impl<W: Write> Report for GitHub<W> {
     fn end(&mut self, _: &Totals) -> io::Result<()> {
         self.say(&format!("::{}::\n", self.token))
     }
+
+    fn abandon(&mut self, _: &str) -> io::Result<()> {
+        self.say(&format!("::{}::\n", self.token))
+    }
 }
 
 /// What stands behind the second `::`.

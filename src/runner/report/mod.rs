@@ -65,6 +65,11 @@ pub trait Report {
 
     /// After the last test.
     fn end(&mut self, totals: &Totals) -> io::Result<()>;
+
+    /// Instead of the end: the run came to nothing, and `why`.
+    fn abandon(&mut self, _why: &str) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// All reports of a run. One that cannot be written is given up, and the rest go on.
@@ -89,6 +94,11 @@ impl Reports {
     /// Puts the beginnings of reports in the place of what an earlier run has left.
     pub fn open(&mut self) {
         self.each(|report| report.open());
+    }
+
+    /// Ends reports that were opened of a run that came to nothing, for this reason.
+    pub fn abandon(&mut self, why: &str) {
+        self.each(|report| report.abandon(why));
     }
 
     pub(super) fn begin(&mut self, plan: &Plan) {

@@ -181,4 +181,9 @@ impl<W: Write> Report for Screen<W> {
         text += &format!("ringfence: {}\n", self.painted(colour, &totals.line()));
         self.say(&text)
     }
+
+    /// The reason is said on standard error, on a line of its own.
+    fn abandon(&mut self, _: &str) -> io::Result<()> {
+        self.say("")
+    }
 }

@@ -74,6 +74,10 @@ impl<W: Write> Report for Tap<W> {
         };
         self.write(&text)
     }
+
+    fn abandon(&mut self, why: &str) -> io::Result<()> {
+        self.write(&format!("Bail out! {}\n", one_line(why)))
+    }
 }
 
 /// A description: `#` would begin a directive.
