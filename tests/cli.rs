@@ -376,6 +376,13 @@ fn nobody_is_told_of_a_mistake_and_nothing_breaks() {
 }
 
 #[test]
+fn where_the_debugger_finds_the_guest_need_not_be_heard() {
+    need_kvm();
+    let dir = Dir::new();
+    script("$R run @hello --gdb unix:socket 2>/dev/full").in_dir(dir.path()).expect(0);
+}
+
+#[test]
 fn signals_end_it_with_a_report() {
     need_kvm();
     let dir = Dir::new();

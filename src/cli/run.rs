@@ -173,7 +173,7 @@ fn start(
     machine: &mut Machine,
 ) -> Result<gdb::Session, Error> {
     if !args.quiet {
-        eprintln!("ringfence: gdb: target remote {}", server.address());
+        super::tell(format_args!("gdb: target remote {}", server.address()));
     }
     let debugger = machine.debugger(args.gdb_wait)?;
     let doing = "start a thread for gdb".to_owned();
