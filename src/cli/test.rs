@@ -140,9 +140,10 @@ fn list(args: &TestArgs, found: Vec<Test>, force: &Workforce<'_>) -> Result<u8, 
     Ok(if code == 0 && !unlisted.is_empty() { super::code(Refusal::BadImage) } else { code })
 }
 
-/// A worker that counts for coverage too, where that is asked for.
+/// A worker that counts for coverage too, where that is asked for and tests run.
 fn covering(mut worker: Command, args: &TestArgs) -> Command {
-    worker.args(args.coverage.iter().flat_map(|path| ["--coverage".as_ref(), path.as_os_str()]));
+    let directory = args.coverage.as_ref().filter(|_| !args.list);
+    worker.args(directory.iter().flat_map(|path| ["--coverage".as_ref(), path.as_os_str()]));
     worker
 }
 
@@ -387,5 +388,29 @@ pub(super) fn worker(args: &WorkerArgs) -> u8 {
             super::tell(format_args!("a worker cannot go on: {e}"));
             super::code(Refusal::Host)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::args::{Cli, Command as Typed};
+    use super::*;
+
+    #[test]
+    fn a_list_counts_nothing_for_coverage() {
+        let worker = |option: &[&str]| {
+            let words = ["ringfence", "test", "--coverage", "DIR"].iter().chain(option);
+            let Typed::Test(args) = Cli::try_parse_from(words).unwrap().command else { panic!() };
+            covering(Command::new(WORKER), &args).get_args().count()
+        };
+        assert_eq!((worker(&[]), worker(&["--list"])), (2, 0));
+    }
+
+    #[test]
+    fn rounds_are_runs_too() {
+        assert_eq!((runs(3, Some(2)), runs(0, None)), (6, 0));
+        assert!(runs(1, None) > 1000);
     }
 }
