@@ -539,6 +539,10 @@ fn no_test_that_an_image_announces_is_lost() {
     for (name, cause) in causes(&dir, "@suite-liar --cmdline how=late", 1) {
         assert!(cause.contains("behind READY"), "{name}: {cause}");
     }
+    let lines = json_lines(&fs::read(dir.join("l.jsonl")).unwrap());
+    for attempt in tests_of(&lines).iter().map(|test| &test["attempts"][0]) {
+        assert_eq!((&attempt["verdict"], &attempt["exit_code"]), (&"bad-image".into(), &65.into()));
+    }
 }
 
 /// Its run is the boot that was to list it: one that passes at the second try only is flaky.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::test::{Expect, Test};
-use crate::verdict::{Success, Verdict};
+use crate::verdict::{Refusal, Success, Verdict};
 
 /// What became of one attempt, or of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -75,6 +75,15 @@ impl Attempt {
         let verdict = Verdict::Success(Success::DebugExit);
         let cause = format!("it announced its tests: {tests}");
         Self { cause, ..Self::new(&verdict, &Expect::Success, took) }
+    }
+
+    /// Whatever its guest said, it could not be run, for this reason.
+    pub(super) fn count_as_broken(&mut self, refusal: Refusal, message: String) {
+        let verdict = Verdict::Refused { refusal, message };
+        self.status = Status::Broken;
+        self.verdict = verdict.name().to_owned();
+        self.exit_code = verdict.exit_code();
+        self.cause = verdict.to_string();
     }
 
     /// None any more: a signal ended the run.

@@ -160,9 +160,9 @@ impl Bench<'_> {
         let verdict = machine.run();
         let mut attempt = self.conclude(test, &mut machine, &verdict, began);
         if member.is_none() && test.mailbox && !machine.announced().is_empty() {
-            let cause =
+            let why =
                 "this boot announced tests, as the one before did not: nobody chose among them";
-            (attempt.status, attempt.cause) = (Status::Broken, cause.to_owned());
+            attempt.count_as_broken(Refusal::BadImage, why.to_owned());
         }
         self.closer.close(machine);
         attempt
@@ -292,12 +292,12 @@ impl Bench<'_> {
         }
         if machine.announced_late() && !attempt.status.is_bad() {
             let why = "it announces tests behind READY, and nobody runs these";
-            (attempt.status, attempt.cause) = (Status::Broken, why.to_owned());
+            attempt.count_as_broken(Refusal::BadImage, why.to_owned());
         }
         if let Err(why) = self.hooks.finished(machine, test)
             && !attempt.status.is_bad()
         {
-            (attempt.status, attempt.cause) = (Status::Broken, why);
+            attempt.count_as_broken(Refusal::Host, why);
         }
         attempt
     }
