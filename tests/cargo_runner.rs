@@ -157,11 +157,22 @@ fn an_image_whose_tests_nobody_can_tell_fails_whatever_is_chosen() {
     let dir = Dir::new();
     let kernel = dir.file(TEST, ringfence::guests::find("suite-liar").unwrap().image);
     let kernel = kernel.display().to_string();
-    for choice in [&[][..], &["net"], &["--skip", "kernel"], &["one", "--exact"]] {
+    let choices = [
+        &[][..],
+        &["net"],
+        &["--skip", "kernel"],
+        &["one", "--exact"],
+        &["--ignored"],
+        &["--bench"],
+    ];
+    for choice in choices {
         let words = ["test-runner", "--cmdline", "how=twins", &kernel];
         let said = ringfence(words.into_iter().chain(choice.iter().copied())).expect(101).out();
         assert!(said.contains("two tests by the name"), "{choice:?}: {said}");
     }
+    let words = ["test-runner", "--cmdline", "how=twins", &kernel, "net", "-q"];
+    let said = ringfence(words).expect(101).out();
+    assert!(said.contains("two tests by the name") && !said.contains("... FAILED"), "{said}");
     let words = ["test-runner", "--cmdline", "how=twins", &kernel, "--list"];
     ringfence(words).expect(65).one_line("two tests by the name");
 }

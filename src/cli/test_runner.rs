@@ -106,7 +106,7 @@ fn test(args: &RunnerArgs) -> Result<u8, Refused> {
         }
         // No choice may leave out what nobody knows.
         if !wanted.list {
-            wanted = Arguments { color: wanted.color, ..Arguments::default() };
+            wanted = Arguments { skip: Vec::new(), ignored: false, bench: false, ..wanted };
         }
     } else if is_nextest() && wanted.exact && !tests.iter().any(|test| filters.contains(&test.name))
     {
