@@ -155,7 +155,7 @@ impl State {
     }
 }
 
-/// What a test is called in its `round`, counted from 1.
+/// What a test is called in its `round`, counted from 1; 0 is when its image was asked for its tests.
 pub(super) fn round_name(name: &str, round: u32) -> String {
     format!("{name} #{round}")
 }

@@ -12,7 +12,7 @@ use super::history::History;
 use super::lead::{Lead, TICK, Watch, Workforce};
 use super::outcome::{Attempt, Record, Status};
 use super::protocol::{Order, Reply};
-use super::queue::{Item, Queue};
+use super::queue::{Item, Queue, round_name};
 use super::report::{Plan, Reports, Totals};
 use super::test::Test;
 
@@ -49,7 +49,7 @@ pub fn run(
     options: &Options<'_>,
     reports: &mut Reports,
 ) -> Result<Totals, Error> {
-    let (settled, items) = items(tests, options, history);
+    let (settled, items) = items(tests, options.rounds, history);
     let force = &options.force;
     // Without an item there is no failure to wait for.
     let rounds = if items.is_empty() { Some(1) } else { options.rounds };
@@ -83,16 +83,11 @@ pub fn run(
 }
 
 /// What has come to its end or will not run, and what will.
-fn items(
-    tests: &[Arc<Test>],
-    options: &Options<'_>,
-    history: &History,
-) -> (Vec<Record>, Vec<Item>) {
+fn items(tests: &[Arc<Test>], rounds: Option<u32>, history: &History) -> (Vec<Record>, Vec<Item>) {
     // An image that is one test has had its first run when it was asked for its tests. Of many
     // rounds that was none.
-    let runs_again = |test: &Test| {
-        test.ended.is_empty() || !test.is_in_every_shard() && options.rounds != Some(1)
-    };
+    let runs_again =
+        |test: &Test| test.ended.is_empty() || !test.is_in_every_shard() && rounds != Some(1);
     let (mut settled, mut items) = (Vec::new(), Vec::new());
     for test in tests {
         let name = test.name.clone();
@@ -102,6 +97,11 @@ fn items(
         } else if !runs_again(test) {
             settled.push(Record::of(test.clone(), name, test.ended.clone()));
         } else {
+            if test.ended.len() > 1 {
+                // Not all went well before the first round.
+                let name = round_name(&name, 0);
+                settled.push(Record::of(test.clone(), name, test.ended.clone()));
+            }
             let expected = history.expected(&name);
             items.push(Item { test: test.clone(), name, expected });
         }
@@ -221,5 +221,35 @@ impl Desk<'_> {
         self.totals.took = self.options.began.elapsed();
         self.reports.end(&self.totals);
         self.totals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::runner::test::Expect;
+    use crate::verdict::Verdict;
+
+    #[test]
+    fn a_failure_before_the_first_round_is_told() {
+        let attempt =
+            |code| Attempt::new(&Verdict::from_guest_code(code), &Expect::Success, Duration::ZERO);
+        let after = |codes: &[u32], rounds| {
+            let ended = codes.iter().map(|code| attempt(*code)).collect();
+            let test = Arc::new(Test { ended, ..Test::for_tests("t", 1) });
+            let (settled, items) = items(&[test], rounds, &History::none());
+            let settled: Vec<_> =
+                settled.iter().map(|it| (it.name.clone(), it.is_flaky())).collect();
+            (settled, items.len())
+        };
+        assert_eq!(after(&[], Some(1)), (vec![], 1));
+        assert_eq!(after(&[1, 0], Some(1)), (vec![("t".to_owned(), true)], 0));
+        for rounds in [Some(2), None] {
+            assert_eq!(after(&[0], rounds), (vec![], 1));
+            assert_eq!(after(&[1, 0], rounds), (vec![("t #0".to_owned(), true)], 1));
+            assert_eq!(after(&[1], rounds), (vec![("t".to_owned(), false)], 0));
+        }
     }
 }
