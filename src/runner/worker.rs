@@ -175,7 +175,7 @@ impl Bench<'_> {
             Ok(kept) => kept,
             Err(none) => return self.without_machine(test, began, none),
         };
-        let began = Instant::now(); // the boot is not this test's
+        let mut began = Instant::now(); // the boot is not this test's
         if kept.machine.reset(&kept.checkpoint).is_err() {
             // The test before has left it so (it may have started its machine again): another.
             self.closer.close(kept.machine);
@@ -183,6 +183,7 @@ impl Bench<'_> {
                 Ok(kept) => kept,
                 Err(none) => return self.without_machine(test, began, none),
             };
+            began = Instant::now(); // nor is this one
         }
         if let Err(why) = same_names(test, &kept.names) {
             let none = NoMachine::Odd(Box::new(kept.machine), why);
