@@ -470,10 +470,11 @@ fn unittests_cfg_as_it_is() {
          [manual]\nfile = mb.flat\ngroups = slow nodefault\n[checked]\nfile = mb.flat\ncheck = /nonexistent=Y\n\
          [missing]\nfile = none.flat\n[many]\nfile = mb.flat\nsmp = 5000\n\
          [small]\nfile = mb.flat\nqemu_params = -m 512k\n[late]\nfile = mb.flat\ntimeout = soon\n\
-         [open]\nfile = mb.flat\ntest_args = 'a\n",
+         [open]\nfile = mb.flat\ntest_args = 'a\n\
+         [rude \x1b[2J]\nfile = mb.flat\nqemu_params = -cpu \x1b[2J\n",
     );
     let ended = runner(&dir, "--json l.jsonl").expect(0);
-    assert!(ended.out().contains("1 passed, 9 skipped"), "{ended:?}");
+    assert!(ended.out().contains("2 passed, 9 skipped"), "{ended:?}");
     assert!(ended.out().contains("not understood: timeout \"soon\" is not a time"), "{ended:?}");
     assert!(ended.out().contains("no machine here is as it asks: bad value for cpus: 5000"));
     let lines = json_lines(&fs::read(dir.join("l.jsonl")).unwrap());
@@ -485,6 +486,8 @@ fn unittests_cfg_as_it_is() {
     }
     let ended = runner(&dir, "-f tag:slow").expect(0);
     assert!(ended.out().contains("1 passed"), "{ended:?}");
+    let noted = runner(&dir, "-v -f rude").expect(0);
+    noted.one_line("rude \\u{1b}[2J: not followed: -cpu \\u{1b}[2J");
 }
 
 #[test]

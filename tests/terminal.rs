@@ -52,11 +52,16 @@ fn open_pty() -> (File, OwnedFd) {
 
 impl Terminal {
     fn new(line: &str) -> Self {
+        Self::of_kind("xterm", line)
+    }
+
+    /// `kind` as terminfo(5) has it.
+    fn of_kind(kind: &str, line: &str) -> Self {
         let (keys, other_side) = open_pty();
         let file = || other_side.try_clone().unwrap();
         let mut command = Command::new(BINARY);
         command.args(line.split_whitespace()).stdin(file()).stdout(file()).stderr(file());
-        default_signals(&mut command);
+        default_signals(command.env("TERM", kind));
         // SAFETY: both calls are async-signal-safe; they make the pty the controlling terminal.
         unsafe {
             command.pre_exec(|| {
@@ -187,6 +192,13 @@ fn the_progress_line_of_tests_is_no_wider_than_the_terminal() {
     let drawn: Vec<_> = text.split("\r\u{1b}[K").filter(|it| it.contains("done, ")).collect();
     let last = drawn.last().unwrap().lines().next().unwrap();
     assert!(last.chars().count() < 20, "{last:?}");
+}
+
+#[test]
+fn a_terminal_that_knows_no_escapes_gets_none() {
+    need_kvm();
+    let text = Terminal::of_kind("dumb", "test @spin --timeout 1s").ends(1);
+    assert!(text.contains("1 timed out") && !text.contains('\u{1b}'), "{text:?}");
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! The terminal: raw input while a guest runs, and the way back from it, whatever happens.
 
-use std::ffi::OsStr;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
@@ -78,12 +77,15 @@ pub(super) fn width(of: &impl AsRawFd) -> usize {
     if known && size.ws_col > 0 { size.ws_col.into() } else { USUAL }
 }
 
+/// Is it a terminal that does what escape sequences say?
+pub(super) fn takes_escapes(of: &impl IsTerminal) -> bool {
+    of.is_terminal() && std::env::var_os("TERM").is_none_or(|it| it != "dumb")
+}
+
 /// Are colours welcome there? On a terminal that has them, unless NO_COLOR says otherwise
 /// (no-color.org: where it is not empty).
 pub(super) fn takes_colour(of: &impl IsTerminal) -> bool {
-    let says =
-        |name: &str, no: fn(&OsStr) -> bool| std::env::var_os(name).is_some_and(|it| no(&it));
-    of.is_terminal() && !says("NO_COLOR", |it| !it.is_empty()) && !says("TERM", |it| it == "dumb")
+    takes_escapes(of) && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty())
 }
 
 /// What a key does.

@@ -174,7 +174,8 @@ fn note(tests: &[Test], all: bool) {
     let noted = tests.iter().filter(|test| !test.notes.is_empty() && test.skip.is_none());
     if all {
         noted.for_each(|test| {
-            super::tell(format_args!("{}: not followed: {}", test.name, test.notes.join(", ")));
+            let (name, notes) = (one_line(&test.name), one_line(&test.notes.join(", ")));
+            super::tell(format_args!("{name}: not followed: {notes}"));
         });
         return;
     }
@@ -328,7 +329,7 @@ fn style(args: &TestArgs, out: &impl IsTerminal, width: fn() -> usize) -> Style 
     let terminal = out.is_terminal();
     Style {
         colour: terminal::takes_colour(out),
-        progress: terminal,
+        progress: terminal::takes_escapes(out),
         passes: if terminal { args.verbose } else { !args.quiet },
         width,
     }
