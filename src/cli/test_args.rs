@@ -14,7 +14,7 @@ use crate::runner::select::{Filter, Shard};
 #[derive(Debug, Args)]
 #[command(after_help = "See `ringfence help test` for the kinds of tests, and the exit codes.", after_long_help = help::TEST)]
 pub(super) struct TestArgs {
-    /// Images, directories, files of tests (.toml), @NAME [default: the present directory]
+    /// Images, directories, files of tests (.toml, .cfg), @NAME [default: the present directory]
     pub(super) paths: Vec<PathBuf>,
 
     /// Only tests that one of these fits (repeatable): part of a name, a glob, =NAME, tag:WORD;
@@ -68,7 +68,7 @@ pub(super) struct TestArgs {
     #[command(flatten)]
     pub(super) machine: TestMachine,
 
-    /// Write JUnit XML to a file
+    /// Write JUnit XML to a file, or - for standard output
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(super) junit: Option<PathBuf>,
     /// Write TAP 14 to a file, or - for standard output
