@@ -199,7 +199,8 @@ impl Record {
 
     /// Seconds of all attempts.
     pub fn seconds(&self) -> f64 {
-        self.attempts.iter().map(|attempt| attempt.seconds).sum()
+        // Not sum(): of nothing that is -0.0.
+        self.attempts.iter().fold(0.0, |sum, attempt| sum + attempt.seconds)
     }
 
     /// The last attempt.

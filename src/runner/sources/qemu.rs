@@ -29,12 +29,32 @@ const HARMLESS: &[&str] =
 const HARMLESS_WITH_VALUE: &[&str] =
     &["-display", "-serial", "-monitor", "-vnc", "-vga", "-name", "-rtc", "-accel"];
 
+/// QEMU's processor where a test names none.
+const QEMU64: &str = "qemu64";
+
+/// QEMU's processor models as ours: the psABI level of each, and what `qemu64` has beyond its own.
+const MODELS: &[(&str, &str)] = &[
+    ("host", "max"),
+    ("max", "max"),
+    (QEMU64, "x86-64-v1,+sse3,+cx16,+lahf-lm,+x2apic"),
+    ("Nehalem", "x86-64-v2"),
+    ("Westmere", "x86-64-v2"),
+    ("SandyBridge", "x86-64-v2"),
+    ("IvyBridge", "x86-64-v2"),
+    ("Haswell", "x86-64-v3"),
+    ("Broadwell", "x86-64-v3"),
+    ("Skylake-Client", "x86-64-v3"),
+    ("Skylake-Server", "x86-64-v3"),
+    ("EPYC", "x86-64-v3"),
+];
+
 /// Devices that are here under any name, or do nothing for a test.
 const HAVE: &[&str] = &["pc-testdev", "isa-debug-exit"];
 
 pub(super) fn read(params: &str) -> Result<Asked, String> {
     let words = split(params)?;
     let mut asked = Asked::default();
+    asked.cpu(QEMU64);
     if let Some(command) = words.commands.first() {
         asked.refuse(format!("its machine comes from a shell command: `{command}`"));
         return Ok(asked);
@@ -88,20 +108,19 @@ impl Asked {
     /// QEMU's models and features, as far as they are ours.
     fn cpu(&mut self, value: &str) {
         let mut parts = value.split(',');
-        let mut cpu = match parts.next().unwrap_or_default() {
-            "host" | "max" => "max",
-            "qemu64" => "x86-64-v1",
-            other => {
-                self.notes.push(format!("-cpu {other}"));
-                "max"
-            }
+        let model = parts.next().unwrap_or_default();
+        let known = MODELS.iter().find(|(name, _)| *name == model);
+        if known.is_none() {
+            self.notes.push(format!("-cpu {model}"));
         }
-        .to_owned();
+        let mut cpu = known.map_or("max", |(_, ours)| ours).to_owned();
         for part in parts {
-            // Bits of an address are the host's anyway; migration is none of ours.
-            if matches!(part, "host-phys-bits" | "migratable=no") {
-                continue;
-            }
+            let part = match part {
+                // Bits of an address are the host's anyway; migration is none of ours.
+                "host-phys-bits" | "migratable=no" => continue,
+                "hv_passthrough" => "hyperv",
+                part => part,
+            };
             let more = format!("{cpu},{part}");
             if knows(&more) { cpu = more } else { self.notes.push(format!("-cpu {part}")) }
         }
@@ -172,9 +191,13 @@ mod tests {
     fn what_does_no_harm_is_noted() {
         let notes = |text: &str| read(text).unwrap().notes;
         let old = read("-cpu qemu64,-x2apic,vendor=GenuineIntel,hv_passthrough").unwrap();
-        assert_eq!(old.cpu.as_deref(), Some("x86-64-v1,-x2apic,vendor=GenuineIntel"));
-        assert_eq!(old.notes, ["-cpu hv_passthrough"]);
-        assert_eq!(notes("-cpu IvyBridge,phys-bits=36"), ["-cpu IvyBridge"]);
+        let qemu64 = "x86-64-v1,+sse3,+cx16,+lahf-lm,+x2apic";
+        assert_eq!(read("").unwrap().cpu.as_deref(), Some(qemu64));
+        assert_eq!(old.cpu, Some(format!("{qemu64},-x2apic,vendor=GenuineIntel,hyperv")));
+        let named = read("-cpu IvyBridge,phys-bits=36").unwrap();
+        assert_eq!(named.cpu.as_deref(), Some("x86-64-v2,phys-bits=36"));
+        assert_eq!(notes("-cpu core2duo"), ["-cpu core2duo"]);
+        assert_eq!(notes("-cpu max,+vmx-mbec"), ["-cpu +vmx-mbec"]);
         assert_eq!(read("-cpu max,host-phys-bits").unwrap().cpu, None);
         assert_eq!(notes("-machine pit=off -overcommit cpu-pm=on").len(), 2);
         assert!(notes("-device pc-testdev -nodefaults -display none").is_empty());
