@@ -271,7 +271,7 @@ fn a_test_that_passes_late_is_flaky_and_says_so() {
     need_kvm();
     let dir = Dir::new();
     image(&dir, "kernel.elf", "death-null-call");
-    tests_in(&dir, "[[test]]\nimage = 'kernel.elf'\ncmdline = 'how=dead-loop'\ntimeout = '5s'\n");
+    tests_in(&dir, "[[test]]\nimage = 'kernel.elf'\ncmdline = 'how=dead-loop'\ntimeout = '10s'\n");
     let running = runner(&dir, "--retries 1 --json l.jsonl --junit j.xml --nocapture").start();
     let running = running.says("dead-loop");
     // The first attempt has read its image; the second finds another.
@@ -477,7 +477,9 @@ fn unittests_cfg_as_it_is() {
     assert!(ended.out().contains("2 passed, 9 skipped"), "{ended:?}");
     assert!(ended.out().contains("not understood: timeout \"soon\" is not a time"), "{ended:?}");
     assert!(ended.out().contains("no machine here is as it asks: bad value for cpus: 5000"));
-    let lines = json_lines(&fs::read(dir.join("l.jsonl")).unwrap());
+    let report = fs::read_to_string(dir.join("l.jsonl")).unwrap();
+    assert!(report.contains("\"seconds\":0.0") && !report.contains("-0.0"), "{report}");
+    let lines = json_lines(report.as_bytes());
     let one = tests_of(&lines).into_iter().find(|test| test["name"] == "one").unwrap().clone();
     let said = one["attempts"][0]["serial"].as_str().unwrap();
     // The environment is a module whose head is NR_CPUS.
