@@ -52,6 +52,8 @@ pub enum Needs {
     Processor,
     /// The same in ring 0; elsewhere an exception, but which one depends on the processor.
     ProcessorRing0,
+    /// Ring 0, else #GP; in long mode the same as the last.
+    LegacyRing0,
     /// The same in ring 0; elsewhere #UD.
     ProcessorRing0OrUndefined,
 }
@@ -237,6 +239,8 @@ pub enum Expected {
     Land,
     /// It raises this exception.
     Fault(u8),
+    /// It raises an exception; which one, they leave to the processor.
+    SomeFault,
     /// They leave it to the processor.
     Processor,
 }
@@ -281,14 +285,18 @@ impl Instruction {
     pub fn expected(&self, context: Context) -> Expected {
         let virtual_8086 = context.mode == Mode::Virtual8086;
         let fault = match self.needs {
-            Needs::Processor | Needs::ProcessorRing0 => return Expected::Processor,
+            Needs::Processor => return Expected::Processor,
+            Needs::ProcessorRing0 => return in_ring_0(context),
+            Needs::LegacyRing0 if context.is_long() => return in_ring_0(context),
             Needs::Absent => Some(INVALID_OPCODE),
             Needs::Ring0OrUndefined | Needs::ProcessorRing0OrUndefined if context.ring > 0 => {
                 Some(INVALID_OPCODE)
             }
             Needs::ProcessorRing0OrUndefined => return Expected::Processor,
             Needs::Protected | Needs::ProtectedRing0 if context.is_8086() => Some(INVALID_OPCODE),
-            Needs::Ring0 | Needs::ProtectedRing0 | Needs::Iopl if context.ring > 0 => {
+            Needs::Ring0 | Needs::LegacyRing0 | Needs::ProtectedRing0 | Needs::Iopl
+                if context.ring > 0 =>
+            {
                 Some(GENERAL_PROTECTION)
             }
             Needs::IoplInVirtual8086 if virtual_8086 => Some(GENERAL_PROTECTION),
@@ -303,6 +311,11 @@ impl Instruction {
     }
 }
 
+/// What only ring 0 may, where the processor has it.
+fn in_ring_0(context: Context) -> Expected {
+    if context.ring > 0 { Expected::SomeFault } else { Expected::Processor }
+}
+
 /// An exception's name (Intel SDM Vol. 3A, table 6-1).
 pub fn exception(vector: u8) -> String {
     const NAMES: [&str; 22] = [
@@ -310,4 +323,32 @@ pub fn exception(vector: u8) -> String {
         "#GP", "#PF", "15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
     ];
     NAMES.get(usize::from(vector)).map_or_else(|| format!("vector {vector}"), |&name| name.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::context::CONTEXTS;
+    use super::super::table::INSTRUCTIONS;
+    use super::*;
+
+    fn expected(name: &str, context: &str) -> Expected {
+        let row = INSTRUCTIONS.iter().find(|row| row.name == name).unwrap();
+        row.expected(*CONTEXTS.iter().find(|it| it.name == context).unwrap())
+    }
+
+    #[test]
+    fn what_only_ring_0_has_is_an_exception_elsewhere() {
+        assert_eq!(expected("clgi", "long/0"), Expected::Processor);
+        assert_eq!(expected("clgi", "long/3"), Expected::SomeFault);
+        assert_eq!(expected("rdpmc", "long/3"), Expected::SomeFault);
+    }
+
+    /// AMD's processors have it outside long mode only (APM Vol. 3, SYSEXIT).
+    #[test]
+    fn sysexit_is_for_the_processor_to_have_in_long_mode() {
+        assert_eq!(expected("sysexit", "prot/0"), Expected::Run);
+        assert_eq!(expected("sysexit", "prot/3"), Expected::Fault(GENERAL_PROTECTION));
+        assert_eq!(expected("sysexit", "comp/0"), Expected::Processor);
+        assert_eq!(expected("sysexit", "long/3"), Expected::SomeFault);
+    }
 }

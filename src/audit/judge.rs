@@ -331,6 +331,7 @@ fn manual(expected: Expected) -> Option<String> {
         Expected::Gate(vector) => format!("goes through the gate of {}", exception(vector)),
         Expected::Land => "goes to ring 0".to_owned(),
         Expected::Fault(vector) => format!("raises {}", exception(vector)),
+        Expected::SomeFault => "raises an exception".to_owned(),
         Expected::Processor => return None,
     })
 }
@@ -344,6 +345,7 @@ fn as_manual(expected: Expected, end: &End) -> bool {
         (Expected::Gate(wanted) | Expected::Fault(wanted), End::Vector { number, .. }) => {
             wanted == *number
         }
+        (Expected::SomeFault, End::Vector { .. }) => true,
         (Expected::Land, End::Landed { ring }) => *ring == 0,
         _ => false,
     }

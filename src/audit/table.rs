@@ -306,7 +306,7 @@ pub const INSTRUCTIONS: &[Instruction] = &[
         .says("Exchanges the base of GS with the kernel's.", "A kernel finds its own data by it: it must not be another kernel's."),
     row("sysret", Needs::Ring0, Control, &[0x48, 0x0F, 0x07]).only_64().c(Input::Next).feature(SYSCALL).msrs(SYSCALL_MSRS).once().exits(NONE)
         .says("Returns from SYSCALL to ring 3.", "It changes the ring."),
-    row("sysexit", Needs::Ring0, Control, &[0x0F, 0x35]).in_64(&[0x48, 0x0F, 0x35]).not_16().c(Input::Value(ground::STACK as u32)).d(Input::Next).feature(SEP).msrs(SYSENTER_MSRS).once().exits(NONE)
+    row("sysexit", Needs::LegacyRing0, Control, &[0x0F, 0x35]).in_64(&[0x48, 0x0F, 0x35]).not_16().c(Input::Value(ground::STACK as u32)).d(Input::Next).feature(SEP).msrs(SYSENTER_MSRS).once().exits(NONE)
         .says("Returns from SYSENTER to ring 3.", "It changes the ring."),
     row("xsetbv", Needs::Ring0, Control, &[0x0F, 0x01, 0xD1]).c(Input::Value(0)).a(Input::Value(1)).d(Input::Value(0)).feature(XSAVE).cr4(CR4_OSXSAVE).exits("VT-x: XSETBV (55), always; AMD-V: XSETBV (0x8D)")
         .says("Writes XCR0.", "It says which state a context switch has to save."),
