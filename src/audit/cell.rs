@@ -17,6 +17,8 @@ pub enum Ran {
     TrappedUser,
     /// It raised an exception in the guest.
     Faulted,
+    /// It led to other code than the audit's, which raised an exception or could not run.
+    Elsewhere,
     /// It went through a gate, to the guest's handler.
     Gate,
     /// It went to the guest's kernel, in the ring `landed_in`.
@@ -36,6 +38,7 @@ impl Ran {
             Self::TrappedKvm => "trapped into KVM",
             Self::TrappedUser => "trapped to user space",
             Self::Faulted => "raised an exception",
+            Self::Elsewhere => "led to other code, which failed",
             Self::Gate => "went through the guest's gate",
             Self::Landed => "went to the guest's kernel",
             Self::CouldNotRun => "could not run on this KVM",
@@ -158,6 +161,7 @@ impl Cell {
             Ran::TrappedKvm => "kvm",
             Ran::TrappedUser => "user",
             Ran::Faulted => self.exception.as_deref().unwrap_or("fault"),
+            Ran::Elsewhere => "lost",
             Ran::Gate => "gate",
             Ran::Landed if self.landed_in == Some(0) => "ring0",
             Ran::Landed => "ring3",

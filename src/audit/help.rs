@@ -74,12 +74,9 @@ fn try_switch(lab: &mut Lab, switch: &Switch) -> Result<Option<Vec<String>>, Err
         let Some(row) = INSTRUCTIONS.iter().find(|row| row.name == *name) else { continue };
         let Some(plan) = Plan::of(row, LONG_3) else { continue };
         let plan = Plan { cr4: plan.cr4 | switch.cr4, msrs: switch.msrs, ..plan };
-        let program = plan.assemble();
         match lab.run(&plan)?.end {
-            End::Vector { number: GENERAL_PROTECTION, rip, .. } if rip == program.at => {
-                trapped.push((*name).to_owned());
-            }
-            End::Finished | End::Vector { .. } => {}
+            End::Vector { number: GENERAL_PROTECTION, .. } => trapped.push((*name).to_owned()),
+            End::Finished | End::Vector { .. } | End::Elsewhere { .. } => {}
             _ => return Ok(None),
         }
     }

@@ -27,6 +27,9 @@ const EMULATED_NOP: f64 = 200.0;
 /// Why SGDT and the like trap from a ring that has no UMIP of its own.
 const UMIP_OF_THE_HOST: &str = "the host's kernel has UMIP on, so that the processor raises #GP for it in ring 3, which KVM gets and answers";
 
+/// Why SYSCALL and the like lead anywhere where a mode is entered without ring 0.
+const MSRS_UNSET: &str = "; nothing had set the MSRs that it reads";
+
 /// What happened in a mode and a ring without an instruction: the floor of the others.
 pub struct Floor {
     context: Context,
@@ -237,6 +240,11 @@ impl Court<'_> {
                 cell.words = Some(words(&run.end));
                 return Ok(());
             }
+            End::Elsewhere { .. } => {
+                cell.as_manual = as_manual(row.expected(floor.context), &run.end);
+                lost(cell, plan, &run.end);
+                return Ok(());
+            }
             End::Finished if !row.once => {
                 let (counted, without) = self.in_turn(&Plan { timed: true, ..*plan })?;
                 (counted, without, f64::from(REPEATS))
@@ -258,7 +266,7 @@ impl Court<'_> {
             }
             _ => Ran::Faulted,
         };
-        if let End::Vector { number, error, .. } = run.end {
+        if let End::Vector { number, error } = run.end {
             let code = error.filter(|code| *code != 0).map(|code| format!("({code:#x})"));
             cell.exception = Some(exception(number) + &code.unwrap_or_default());
         }
@@ -384,9 +392,17 @@ fn answer(run: &Run, ran: Ran) -> Seen {
     }
 }
 
+/// What happened is the other code's, and so is what it cost.
+fn lost(cell: &mut Cell, plan: &Plan<'_>, end: &End) {
+    let unset = if plan.there && !plan.msrs.is_empty() { MSRS_UNSET } else { "" };
+    let absent = cell.words.take().map(|words| words + "; ").unwrap_or_default();
+    cell.ran = Ran::Elsewhere;
+    cell.words = Some(absent + &words(end) + unset);
+}
+
 /// Did the part in ring 0 that sets MSRs up get a fault?
 fn is_set_up_refused(end: &End) -> bool {
-    matches!(end, End::Vector { rip, .. } if (ground::LAUNCH..ground::PROBE).contains(rip))
+    matches!(end, End::Elsewhere { rip, .. } if (ground::LAUNCH..ground::PROBE).contains(rip))
 }
 
 fn words(end: &End) -> String {
@@ -395,6 +411,7 @@ fn words(end: &End) -> String {
         End::Refused => "KVM refuses the state that it needs".to_owned(),
         End::Hung => "KVM_RUN does not come back from it by itself".to_owned(),
         End::Vector { number, .. } => format!("{} on the way there", exception(*number)),
+        End::Elsewhere { words, rip } => format!("the code at {rip:#x} ended it: {words}"),
         _ => String::new(),
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Error;
 use super::context::{Context, Mode};
 use super::ground;
+use super::instruction::exception;
 use super::program::{Plan, Program};
 use crate::inspect::kvm_words;
 use crate::irq::Irqchip;
@@ -33,13 +34,18 @@ pub const APIC_ID: u32 = 0x2A;
 pub enum End {
     /// At its UD2.
     Finished,
-    /// In the handler of a vector.
+    /// In the handler of a vector, which the instruction under test raised.
     Vector {
         /// The vector.
         number: u8,
         /// Its error code.
         error: Option<u64>,
-        /// The address that the handler would return to.
+    },
+    /// By other code than the instruction: what leads to it, or what it led to.
+    Elsewhere {
+        /// The exception that this code raised, or why KVM could not run it.
+        words: String,
+        /// Where it lies.
         rip: u64,
     },
     /// At the place that SYSCALL, SYSENTER and the call gate lead to.
@@ -190,8 +196,8 @@ impl Lab {
             let longest = (began.elapsed() * PATIENCE).clamp(LEAST_LIMIT, FIRST_LIMIT);
             self.limit = Some(self.limit.map_or(longest, |limit| limit.max(longest)));
         }
-        if matches!(run.end, End::Died { .. } | End::Refused | End::Hung) {
-            self.bench = None;
+        if !matches!(run.end, End::Finished | End::Vector { .. } | End::Landed { .. }) {
+            self.bench = None; // other code may have left anything behind
         }
         Ok(run)
     }
@@ -232,7 +238,8 @@ impl Bench {
         let frame = Frame::read(memory, context, &regs, end.vector())?;
         let end = match end {
             Stop::Stub(number) => frame.end(number, program),
-            Stop::Died(words) => End::Died { words },
+            Stop::Failed { words, rip } if !program.has(rip) => End::Elsewhere { words, rip },
+            Stop::Failed { words, .. } | Stop::Died(words) => End::Died { words },
             Stop::Refused => End::Refused,
             Stop::Hung => End::Hung,
         };
@@ -261,6 +268,11 @@ fn grown(before: &[(String, u64)], after: &[(String, u64)]) -> Option<Vec<(Strin
 /// Where the exits of a run stop.
 enum Stop {
     Stub(u64),
+    /// At an instruction that KVM cannot emulate.
+    Failed {
+        words: String,
+        rip: u64,
+    },
     Died(String),
     Refused,
     Hung,
@@ -295,17 +307,19 @@ fn drive(it: &mut Limited<'_>, user: &mut Vec<ExitKind>) -> Stop {
                 return Stop::Died(format!("KVM_RUN failed: {error}"));
             }
             Exit::Shutdown => return Stop::Died("a triple fault".to_owned()),
-            other => {
-                let words = kvm_words(&other).join("; ");
-                let words = if words.is_empty() { format!("{other:?}") } else { words };
-                return Stop::Died(words);
-            }
+            Exit::InternalError(_) => return Stop::Failed { words: words(&exit), rip },
+            other => return Stop::Died(words(&other)),
         }
         user.push(kind);
         if user.len() > MOST_EXITS {
             return Stop::Hung;
         }
     }
+}
+
+fn words(exit: &Exit<'_>) -> String {
+    let words = kvm_words(exit).join("; ");
+    if words.is_empty() { format!("{exit:?}") } else { words }
 }
 
 /// The stub that this RIP lies in: at its OUT or behind it, behind its HLT.
@@ -370,8 +384,30 @@ impl Frame {
             _ if number == ground::LANDING_NUMBER => End::Landed { ring: 0 },
             // HLT outside ring 0.
             _ if self.rip == ground::LANDING => End::Landed { ring },
-            Ok(number) => End::Vector { number, error: self.error, rip: self.rip },
+            // A fault's handler returns to the instruction, a trap's and a gate's behind it.
+            Ok(number) if [program.at, program.next].contains(&self.rip) => {
+                End::Vector { number, error: self.error }
+            }
+            Ok(number) => End::Elsewhere { words: exception(number), rip: self.rip },
             Err(_) => End::Hung,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::context::LONG_3;
+    use super::*;
+
+    #[test]
+    fn an_exception_is_the_instructions_at_it_and_behind_it_only() {
+        let program = Plan { bytes: &[0xF4], ..Plan::empty(LONG_3) }.assemble();
+        let end = |rip| Frame { rip, ..Frame::default() }.end(13, &program);
+        for rip in [program.at, program.at + 1] {
+            assert_eq!(end(rip), End::Vector { number: 13, error: None });
+        }
+        let words = exception(13);
+        assert_eq!(end(0x47), End::Elsewhere { words, rip: 0x47 });
+        assert!(program.has(program.at) && !program.has(ground::GDT));
     }
 }

@@ -31,12 +31,22 @@ pub struct Program {
     pub code: Vec<u8>,
     /// Where the instruction under test lies.
     pub at: u64,
+    /// What lies behind it.
+    pub next: u64,
     /// Where the UD2 lies that ends a run.
     pub end: u64,
     /// At [`ground::STACK`], which the stack pointer points at.
     pub stack: Vec<u8>,
     /// At [`ground::SCRATCH`].
     pub operand: Vec<u8>,
+}
+
+impl Program {
+    /// Is there code of this program at an address?
+    pub fn has(&self, address: u64) -> bool {
+        let end = ground::PROBE + self.code.len() as u64;
+        (ground::LAUNCH..end).contains(&address)
+    }
 }
 
 /// What is run.
@@ -88,10 +98,9 @@ impl<'a> Plan<'a> {
     pub fn assemble(&self) -> Program {
         let mut program = Program::default();
         self.code(&mut program);
-        let next = program.at + self.bytes.len() as u64;
         if let Some(row) = self.on {
-            program.stack = self.stack(row, next);
-            program.operand = self.operand(row, next);
+            program.stack = self.stack(row, program.next);
+            program.operand = self.operand(row, program.next);
         }
         self.launch(&mut program);
         program
@@ -119,8 +128,8 @@ impl<'a> Plan<'a> {
             code.load(7, ground::SCRATCH as u32); // EDI
             ground::PROBE + code.code.len() as u64
         };
-        let next = set_up(0) + self.bytes.len() as u64;
-        program.at = set_up(next);
+        program.next = set_up(0) + self.bytes.len() as u64;
+        program.at = set_up(program.next);
         code.bytes(self.bytes);
         if self.timed {
             code.loop_to(again);

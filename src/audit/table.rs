@@ -183,7 +183,7 @@ pub const INSTRUCTIONS: &[Instruction] = &[
     row("mov sreg, r", Needs::Nothing, Both, &[0x8E, 0xE0]).a(Input::Value((ground::BEYOND | RING_3) as u32)).seventeen().exits(NONE)
         .says("Loads a segment register (FS).", "As POP: from the real table, checked against the real ring."),
     // The others that are sensitive and unprivileged: most came later.
-    row("call gate", Needs::Protected, Both, &[0xFF, 0x1F]).operand(Operand::CallGate).does(Does::Land).exits(NONE)
+    row("call gate", Needs::Protected, Both, &[0xFF, 0x1F]).not_16().operand(Operand::CallGate).does(Does::Land).exits(NONE)
         .says("Calls ring 0 through a call gate of the descriptor table.", "The gate is in the real table: without hardware's help a guest kernel's gates do not exist."),
     row("iret", Needs::IoplInVirtual8086, Both, &[0xCF]).in_64(&[0x48, 0xCF]).pops(Pops::InterruptReturn).sees(Sees::FlagsAfter).exits("VT-x: none; AMD-V: IRET (0x74), if asked for")
         .says("Returns from an interrupt, and restores the flags.", "As POPF: outside ring 0 it leaves the interrupt flag as it is, and says nothing."),

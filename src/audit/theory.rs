@@ -275,6 +275,7 @@ pub fn why(cell: &Cell) -> String {
                 "KVM's emulator does not know it, and gives the guest a #UD (its counter insn_emulation_fail grew)".to_owned()
             }
             Ran::Faulted | Ran::Gate => "the guest's own kernel got it".to_owned(),
+            Ran::Elsewhere => "nothing stopped it, but it led to no code of the audit's".to_owned(),
             Ran::Landed => match cell.landed_in {
                 Some(0) => "the guest's own kernel got it, in ring 0".to_owned(),
                 _ => "the guest's kernel got it, but not in ring 0".to_owned(),

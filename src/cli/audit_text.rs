@@ -102,10 +102,8 @@ fn instructions(out: &mut impl Write, report: &Report, paint: Paint) -> io::Resu
         out,
         "  user space; #GP, #UD ...: exception in the guest; gate: the guest's handler; ring0, ring3:"
     )?;
-    writeln!(
-        out,
-        "  the guest's kernel, in that ring; dies: this KVM cannot run it; -: the processor has it not."
-    )?;
+    writeln!(out, "  the guest's kernel, in that ring; lost: it led to other code, which failed;")?;
+    writeln!(out, "  dies: this KVM cannot run it; -: the processor has it not.")?;
     writeln!(out, "  b, c behind a name: behaviour-sensitive, control-sensitive.")?;
     writeln!(
         out,

@@ -83,6 +83,7 @@ fn instructions(page: &mut String, report: &Report) {
         <span class=\"emul\">emul</span>: emulated by KVM; <span class=\"kvm\">kvm</span>, \
         <span class=\"user\">user</span>: trapped into KVM, or on to user space; \
         <span class=\"fault\">#GP</span>: an exception in the guest; \
+        <span class=\"fault\">lost</span>: it led to other code, which failed; \
         <span class=\"dies\">dies</span>: KVM cannot run it; \
         <span class=\"host\">!</span> the guest saw the host's; ~ neither its own nor the host's, a zero, or not to be told; \
         ? not as the manuals say. &#9733; one of Robin and Irvine's seventeen; \
@@ -143,7 +144,7 @@ fn class(cell: &Cell) -> &'static str {
         Ran::Emulated => "emul",
         Ran::TrappedKvm => "kvm",
         Ran::TrappedUser => "user",
-        Ran::Faulted | Ran::Gate | Ran::Landed => "fault",
+        Ran::Faulted | Ran::Elsewhere | Ran::Gate | Ran::Landed => "fault",
         Ran::CouldNotRun => "dies",
         Ran::Absent => "absent",
     }
