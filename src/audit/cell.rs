@@ -59,7 +59,7 @@ pub enum Whose {
     Host,
     /// Zero, and so is the host's, if that can be read: not the guest's, but it tells nothing.
     Zero,
-    /// Its own and the host's are the same: nothing can be told.
+    /// What the host's is too, and so is the guest's own, or that is not known: nothing can be told.
     Same,
     /// The host's value cannot be read, and the guest's own is not known.
     Unknown,
@@ -73,7 +73,7 @@ impl Whose {
             Self::Constant => "neither the guest's nor the host's",
             Self::Host => "the host's",
             Self::Zero => "a zero, which tells nothing",
-            Self::Same => "the guest's, which the host's equals",
+            Self::Same => "as the host's is, which tells nothing",
             Self::Unknown => "not told: the host's cannot be read",
         }
     }

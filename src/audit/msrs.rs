@@ -173,6 +173,10 @@ fn whose(
         Own::Is(_) if value >= KERNEL_SPACE => {
             (Whose::Host, "an address in a kernel, where the guest has none")
         }
+        // This host may be a guest, for which a KVM below has invented the same.
+        Own::Unknown if host == Some(value) && value != 0 => {
+            (Whose::Same, "the host's value, or one that KVM invents there and here alike")
+        }
         _ if host == Some(value) && value != 0 => (Whose::Host, "the host's value"),
         _ if value == 0 && host.is_none_or(|host| host == 0) => {
             (Whose::Zero, "zero: whosever it is, nothing is told")
@@ -202,5 +206,6 @@ mod tests {
         assert_eq!(of(0, None), Some(Whose::Zero));
         assert_eq!(of(0, Some(0)), Some(Whose::Zero));
         assert_eq!(of(0, Some(5)), Some(Whose::Constant));
+        assert_eq!(of(5, Some(5)), Some(Whose::Same));
     }
 }
