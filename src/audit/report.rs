@@ -329,6 +329,17 @@ impl Report {
         unknown.map(|msr| &msr.name[..]).collect()
     }
 
+    /// What an instruction showed of which it cannot be told whose it is.
+    pub fn unknown_cells(&self) -> Vec<String> {
+        let is_unknown =
+            |cell: &&Cell| cell.seen.as_ref().is_some_and(|seen| seen.whose == Whose::Unknown);
+        let of = |row: &InstructionFinding| -> Vec<_> {
+            let cells = row.cells.iter().filter(is_unknown);
+            cells.map(|cell| format!("{} in {}", row.name, cell.context)).collect()
+        };
+        self.instructions.iter().flat_map(of).collect()
+    }
+
     /// Reads a report from JSON.
     pub fn parse(text: &str) -> Result<Self, String> {
         let value: serde_json::Value = serde_json::from_str(text).map_err(|e| e.to_string())?;

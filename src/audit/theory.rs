@@ -17,8 +17,10 @@ pub fn judge(rows: &[InstructionFinding], helped: &[String], leaks: &[Leak]) -> 
         rows.iter().map(|row| row.name.clone()).collect()
     };
     let astray: Vec<_> = untrapped.iter().copied().filter(|row| is_astray(row)).collect();
-    let seen = |row: &&&InstructionFinding| in_programs(row).any(|cell| cell.seen.is_some());
-    let own_seen = untrapped.iter().filter(seen).filter(|row| !is_astray(row)).count();
+    let shows_own = |row: &&&InstructionFinding| {
+        in_programs(row).any(|cell| whose(cell) == Some(Whose::Own)) && !is_astray(row)
+    };
+    let own_seen = untrapped.iter().filter(shows_own).count();
     let untrapped = names(&untrapped);
     let left = untrapped.iter().filter(|name| !helped.contains(name)).cloned().collect();
     Theory {
@@ -35,11 +37,19 @@ fn in_programs(row: &InstructionFinding) -> impl Iterator<Item = &Cell> {
     row.cells.iter().filter(|cell| PROGRAMS.contains(&&cell.context[..]))
 }
 
-/// In a program it acts on something else than the guest's own state.
+fn whose(cell: &Cell) -> Option<Whose> {
+    cell.seen.as_ref().map(|seen| seen.whose)
+}
+
+/// In a program it acts on something else than the guest's own state: whosever a value is that
+/// cannot be told, the guest's own is another.
 fn is_astray(row: &InstructionFinding) -> bool {
     in_programs(row).filter(|cell| cell.ran != Ran::Absent).any(|cell| {
-        let whose = cell.seen.as_ref().map(|seen| seen.whose);
-        !cell.as_manual || matches!(whose, Some(Whose::Host | Whose::Constant | Whose::Zero))
+        !cell.as_manual
+            || matches!(
+                whose(cell),
+                Some(Whose::Host | Whose::Constant | Whose::Zero | Whose::Unknown)
+            )
     })
 }
 
@@ -363,6 +373,15 @@ mod tests {
         let zero = row("push", vec![cell("long/3", Ran::Direct, Some(Whose::Zero))]);
         let theory = judge(&[own, silent, zero], &[], &[]);
         assert_eq!(theory.untrapped_with_hardware, ["push"]);
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_not_counted_as_the_guests_own() {
+        let same = row("sgdt", vec![cell("long/3", Ran::Direct, Some(Whose::Same))]);
+        let unknown = row("str", vec![cell("long/3", Ran::Direct, Some(Whose::Unknown))]);
+        let theory = judge(&[same, unknown], &[], &[]);
+        assert_eq!((theory.untrapped.len(), theory.own_seen), (2, 0));
+        assert_eq!(theory.untrapped_with_hardware, ["str"]);
     }
 
     #[test]

@@ -309,16 +309,25 @@ fn theory(out: &mut impl Write, report: &Report, paint: Paint) -> io::Result<()>
 
 fn leaks(out: &mut impl Write, report: &Report, paint: Paint) -> io::Result<()> {
     leaks_found(out, report, paint)?;
-    let unknown = report.unknown_msrs();
-    if unknown.is_empty() {
-        return Ok(());
+    let cells = report.unknown_cells();
+    if !cells.is_empty() {
+        let text = format!(
+            "{} values that instructions showed are not told: this host lets no program read its own: {}",
+            cells.len(),
+            list(&cells)
+        );
+        wrapped(out, 0, &text)?;
     }
-    let text = format!(
-        "{} MSRs are not told: the host's cannot be read (as root, modprobe msr): {}",
-        unknown.len(),
-        unknown.join(", ")
-    );
-    wrapped(out, 0, &text)
+    let msrs = report.unknown_msrs();
+    if !msrs.is_empty() {
+        let text = format!(
+            "{} MSRs are not told: the host's cannot be read (as root, modprobe msr): {}",
+            msrs.len(),
+            msrs.join(", ")
+        );
+        wrapped(out, 0, &text)?;
+    }
+    Ok(())
 }
 
 fn leaks_found(out: &mut impl Write, report: &Report, paint: Paint) -> io::Result<()> {

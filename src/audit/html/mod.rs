@@ -51,7 +51,13 @@ fn verdict(page: &mut String, report: &Report) {
             " Of {n} MSRs it is not known: the host's cannot be read (as root, modprobe msr)."
         ),
     };
-    let _ = writeln!(page, "<p class=\"verdict {class}\">{text}{unknown}</p>");
+    let cells = match report.unknown_cells().len() {
+        0 => String::new(),
+        n => format!(
+            " Of {n} values that instructions showed it is not known: this host lets no program read its own."
+        ),
+    };
+    let _ = writeln!(page, "<p class=\"verdict {class}\">{text}{unknown}{cells}</p>");
     if !report.host.native {
         let _ = writeln!(page, "<p class=\"verdict bad\">{}</p>", escape(NOT_COMPARED));
     }
