@@ -90,7 +90,7 @@ fn main() -> ExitCode {
         Trial::test("the JSON is what its schema says", schema),
         Trial::test("the exit code says whether something leaks", exit_code),
         Trial::test("every instruction is tried wherever it exists", complete),
-        Trial::test("a leak has a cell, a leaf or an MSR that shows it", leaks_are_shown),
+        Trial::test("a leak has a cell, a leaf, an MSR or a clock that shows it", leaks_are_shown),
         Trial::test("costs are there, and an exit costs more than a NOP", costs),
         Trial::test("exits have the reasons that the kernel traced", reasons),
         Trial::test("text and page tell the same", text_and_page),
@@ -245,6 +245,10 @@ fn leaks_are_shown() -> Result<(), Failed> {
                     .msrs
                     .iter()
                     .any(|msr| msr.name == leak.by && msr.whose == Some(Whose::Host))
+                || report
+                    .clocks
+                    .iter()
+                    .any(|clock| clock.name == leak.by && clock.whose == Some(Whose::Host))
         });
         if !shown || leak.why.is_empty() {
             return Err(format!("{leak:?}").into());

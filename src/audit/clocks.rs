@@ -7,7 +7,7 @@ use super::context::{Context, LONG_0, LONG_3};
 use super::judge::leaf;
 use super::lab::{End, Lab};
 use super::program::Plan;
-use super::report::{Clock, InstructionFinding, Msr, Whose};
+use super::report::{Clock, InstructionFinding, KVMCLOCK, Msr, Whose};
 use super::{Error, ground, native};
 use crate::x86::cpuid::Leaf;
 
@@ -99,7 +99,7 @@ fn paravirtual(lab: &mut Lab, leaves: &[Leaf]) -> Result<Clock, Error> {
             (format!("offered, {stable}: {told}"), whose)
         }
     };
-    Ok(Clock { name: "kvmclock".to_owned(), found, whose })
+    Ok(Clock { name: KVMCLOCK.to_owned(), found, whose })
 }
 
 /// The seconds since the host's start.

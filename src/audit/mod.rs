@@ -88,7 +88,7 @@ pub fn audit(kvm: &Path, mut progress: impl FnMut(&str)) -> Result<Report, Error
     let clocks = clocks::examine(&mut lab, &instructions, &msrs, &leaves)?;
     progress("helps");
     let (help, helped) = help::examine(&mut lab, &leaves)?;
-    let leaks = theory::leaks(&instructions, &cpuid, &msrs);
+    let leaks = theory::leaks(&instructions, &cpuid, &msrs, &clocks);
     let theory = theory::judge(&instructions, &helped, &leaks);
     Ok(Report {
         format: FORMAT,

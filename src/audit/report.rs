@@ -178,6 +178,9 @@ pub struct Msr {
     pub why: String,
 }
 
+/// The name of the clock that is neither an instruction's nor an MSR's.
+pub const KVMCLOCK: &str = "kvmclock";
+
 /// A clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

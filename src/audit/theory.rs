@@ -2,8 +2,8 @@
 //! this host's KVM have the three properties of a virtual machine monitor? Called by the audit.
 
 use super::report::{
-    Cell, Cpuid, InstructionFinding, Leak, MaskedBit, Msr, Property, Ran, Report, Theory, Whose,
-    WrongLeaf,
+    Cell, Clock, Cpuid, InstructionFinding, KVMCLOCK, Leak, MaskedBit, Msr, Property, Ran, Report,
+    Theory, Whose, WrongLeaf,
 };
 use super::sight::FEATURES;
 
@@ -138,8 +138,14 @@ fn efficiency(rows: &[InstructionFinding]) -> Property {
     }
 }
 
-/// Everything of the host's that a guest saw: by instruction, by leaf, by MSR.
-pub fn leaks(rows: &[InstructionFinding], cpuid: &Cpuid, msrs: &[Msr]) -> Vec<Leak> {
+/// Everything of the host's that a guest saw: by instruction, by leaf, by MSR, by kvmclock; the other
+/// clocks are instructions and MSRs.
+pub fn leaks(
+    rows: &[InstructionFinding],
+    cpuid: &Cpuid,
+    msrs: &[Msr],
+    clocks: &[Clock],
+) -> Vec<Leak> {
     let mut leaks: Vec<Leak> = rows.iter().flat_map(instruction).collect();
     leaks.extend(cpuid_leaks(rows, cpuid));
     let read = msrs.iter().filter(|msr| msr.whose == Some(Whose::Host));
@@ -153,6 +159,13 @@ pub fn leaks(rows: &[InstructionFinding], cpuid: &Cpuid, msrs: &[Msr]) -> Vec<Le
             if msr.writable == Some(true) { "; the guest can write it, too" } else { "" }
         ),
         why: msr.why.clone(),
+    }));
+    let is_leak = |clock: &&Clock| clock.name == KVMCLOCK && clock.whose == Some(Whose::Host);
+    leaks.extend(clocks.iter().filter(is_leak).map(|clock| Leak {
+        by: clock.name.clone(),
+        contexts: vec!["long/0".to_owned()],
+        what: clock.found.clone(),
+        why: "KVM does not count from the start of the VM".to_owned(),
     }));
     leaks
 }
@@ -405,8 +418,23 @@ mod tests {
         let cpuid = row("cpuid", vec![cell("long/0", Ran::TrappedKvm, Some(Whose::Own))]);
         let masked = MaskedBit { name: "aes".to_owned(), shown_in: vec!["long/0".to_owned()] };
         let found = Cpuid { leaves: 1, wrong: vec![], masked: vec![masked] };
-        let leaks = leaks(&[cpuid], &found, &[]);
+        let leaks = leaks(&[cpuid], &found, &[], &[]);
         assert_eq!(leaks[0].contexts, ["long/0"]);
         assert!(leaks[0].what.contains("(aes)"), "{}", leaks[0].what);
+    }
+
+    /// One that RDTSC or an MSR shows is a leak of theirs already.
+    #[test]
+    fn a_kvmclock_of_the_hosts_is_a_leak() {
+        let clock = |name: &str, whose| Clock {
+            name: name.to_owned(),
+            found: String::new(),
+            whose: Some(whose),
+        };
+        let none = Cpuid { leaves: 0, wrong: vec![], masked: vec![] };
+        let clocks = [clock("RDTSC in ring 3", Whose::Host), clock(KVMCLOCK, Whose::Host)];
+        let found = leaks(&[], &none, &[], &clocks);
+        assert_eq!((found.len(), &found[0].by[..]), (1, KVMCLOCK));
+        assert!(leaks(&[], &none, &[], &[clock(KVMCLOCK, Whose::Own)]).is_empty());
     }
 }
