@@ -26,7 +26,7 @@ pub(super) fn check(host: &Host, device: &Path) -> Vec<Finding> {
             fatal(format!("there is no {name}: {why}")).advise(advice)
         }
         Err(e) if e.kind() == ErrorKind::PermissionDenied => {
-            let (why, advice) = forbidden(host, device);
+            let (why, advice) = host.kept(&e, device).unwrap_or_else(|| forbidden(host, device));
             fatal(format!("you may not open {name}: {why}")).advise(advice)
         }
         Err(e) => fatal(format!("{name} cannot be opened: {e}")).advise(module_advice(host)),

@@ -46,6 +46,24 @@ impl Host {
         (self.open)(&self.path(path))
     }
 
+    /// The words for a node that a device cgroup keeps, and what to do; `None` where it was not that.
+    /// It refuses with EPERM, a node's own mode with EACCES (Linux,
+    /// Documentation/admin-guide/cgroup-v1/devices.rst).
+    pub(super) fn kept(&self, error: &io::Error, node: &Path) -> Option<(String, String)> {
+        if error.raw_os_error() != Some(libc::EPERM) {
+            return None;
+        }
+        let node = node.display();
+        let why = "a device cgroup forbids it, whatever the node's mode is";
+        let advice = match self.is_container() {
+            true => format!("start the container with --device {node}; a volume does not do"),
+            false => format!(
+                "start the container with --device {node}, the unit of systemd with DeviceAllow={node} rw"
+            ),
+        };
+        Some((why.to_owned(), advice))
+    }
+
     /// The entries of a directory; none where it is not there.
     pub(super) fn entries(&self, path: impl AsRef<Path>) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.path(path)).into_iter().flatten().flatten();

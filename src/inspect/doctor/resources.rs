@@ -1,6 +1,7 @@
 //! What a host has for guests beside KVM: huge pages, interfaces, devices, limits.
 
 use std::io;
+use std::path::Path;
 
 use super::{Finding, Grade, Host};
 
@@ -73,8 +74,9 @@ impl Node {
         match host.open(path) {
             Ok(()) => Finding::good(topic, format!("{path} can be opened: {gives}")),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                let kept = host.kept(&e, Path::new(path)).map(|(_, advice)| advice);
                 missing(topic, format!("you may not open {path}: no {gives}"))
-                    .advise(format!("sudo setfacl -m u:$USER:rw {path}"))
+                    .advise(kept.unwrap_or_else(|| format!("sudo setfacl -m u:$USER:rw {path}")))
             }
             // Without a driver the node may be there all the same (ENODEV, ENXIO).
             Err(_) if host.is_container() => missing(topic, format!("no {path}: no {gives}"))

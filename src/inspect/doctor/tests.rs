@@ -39,6 +39,14 @@ impl Tree {
     }
 }
 
+/// One whose device nodes answer with an error of the kernel's.
+fn answering<const ERRNO: i32>(tree: &Tree) -> Host {
+    Host::new(&tree.0, |path| {
+        path.metadata()?;
+        Err(io::Error::from_raw_os_error(ERRNO))
+    })
+}
+
 impl Drop for Tree {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
@@ -139,6 +147,18 @@ fn a_device_that_may_not_be_opened() {
     set_mode(0o660);
     let advice = format!("--group-add {gid}");
     assert_says(&look(&tree.closed()), "kvm", Grade::Fatal, "mode is 660", &advice);
+}
+
+#[test]
+fn a_device_that_a_cgroup_keeps() {
+    let tree = with(&[("dev/net/tun", "")]);
+    let kept = answering::<{ libc::EPERM }>(&tree);
+    assert_says(&look(&kept), "kvm", Grade::Fatal, "device cgroup", "DeviceAllow=/dev/kvm rw");
+    fs::write(tree.0.join(".dockerenv"), "").unwrap();
+    assert_says(&look(&kept), "kvm", Grade::Fatal, "device cgroup", "--device /dev/kvm;");
+    assert_says(&look(&kept), "tun", Grade::Missing, "you may not", "--device /dev/net/tun");
+    let found = look(&answering::<{ libc::EACCES }>(&tree));
+    assert!(!finding(&found, "kvm").found.contains("cgroup"));
 }
 
 #[test]
