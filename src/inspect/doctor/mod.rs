@@ -1,7 +1,8 @@
 //! Can this host run guests, how well, and what can be done about it: `ringfence doctor`.
 //!
 //! Called by `cli`. Every check is a function of a [`Host`], whose files may be made up, and of
-//! what KVM answered; nothing here changes anything.
+//! what KVM answered. Nothing here changes anything, but a device node that is tried is open for a
+//! moment: who wants a VFIO group just then finds it in use.
 
 mod device;
 mod host;

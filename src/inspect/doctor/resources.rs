@@ -132,15 +132,23 @@ fn vfio(host: &Host) -> Finding {
     }
     let groups = host.entries("/dev/vfio");
     let groups = groups.iter().filter_map(|path| path.file_name()?.to_str()?.parse::<u32>().ok());
-    let (open, closed): (Vec<_>, Vec<_>) =
-        groups.partition(|group| host.open(format!("/dev/vfio/{group}")).is_ok());
-    match (&*open, &*closed) {
-        ([], []) => missing("vfio", "no device is bound to vfio-pci").advise(
+    let (mut open, mut used, mut closed) = (vec![], vec![], vec![]);
+    for group in groups {
+        match host.open(format!("/dev/vfio/{group}")) {
+            Ok(()) => open.push(group),
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => used.push(group),
+            Err(_) => closed.push(group),
+        }
+    }
+    match (&*open, &*used, &*closed) {
+        ([], [], []) => missing("vfio", "no device is bound to vfio-pci").advise(
             "echo vfio-pci | sudo tee /sys/bus/pci/devices/ADDRESS/driver_override, and rebind it",
         ),
-        ([], closed) => missing("vfio", format!("you may not open the groups {closed:?}"))
+        ([], [], closed) => missing("vfio", format!("you may not open the groups {closed:?}"))
             .advise("sudo chown $USER /dev/vfio/GROUP"),
-        (open, _) => Finding::good("vfio", format!("the groups {open:?} can be opened")),
+        // A group is one program's at a time.
+        ([], used, _) => missing("vfio", format!("the groups {used:?} are in use")),
+        (open, ..) => Finding::good("vfio", format!("the groups {open:?} can be opened")),
     }
 }
 

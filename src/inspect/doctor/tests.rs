@@ -325,6 +325,8 @@ fn halves_of_what_a_guest_may_need() {
     assert_says(&look(&unbound.host()), "vfio", Grade::Missing, "bound", "driver_override");
     let closed = with(&[("dev/vfio/vfio", ""), ("dev/vfio/7", ""), ("dev/net/tun", "")]);
     assert_says(&look(&closed.closed()), "vfio", Grade::Missing, "groups [7]", "chown");
+    let used = answering::<{ libc::EBUSY }>(&closed);
+    assert_says(&look(&used), "vfio", Grade::Missing, "groups [7] are in use", "");
     assert_says(&look(&closed.closed()), "tun", Grade::Missing, "you may not open", "setfacl");
     let setting = with(&[("proc/sys/vm/unprivileged_userfaultfd", "1\n")]);
     assert_says(&look(&setting.closed()), "userfaultfd", Grade::Good, "is 1", "");
