@@ -602,7 +602,10 @@ fn bad_input() -> Result<(), Failed> {
     let more = Scratch::new("more.json", text.replacen('{', "{\"more\": 1,", 1).as_bytes());
     let empty = Report { instructions: vec![], ..report()?.clone() };
     let empty = Scratch::new("empty.json", serde_json::to_string(&empty)?.as_bytes());
-    let cases: [(&[&str], i32); 11] = [
+    let hostile = text.replacen('{', "{\"\\u001b[2J\": 1,", 1);
+    let hostile = Scratch::new("hostile.json", hostile.as_bytes());
+    let cases: [(&[&str], i32); 12] = [
+        (&["audit", "--compare", hostile.path(), marked.path()], 65),
         (&["audit", "--compare", wide.path(), marked.path()], 65),
         (&["audit", "--compare", marked.path(), more.path()], 65),
         (&["audit", "--compare", marked.path(), empty.path()], 65),
@@ -618,7 +621,8 @@ fn bad_input() -> Result<(), Failed> {
     for (args, code) in cases {
         let output = run(args);
         let told = String::from_utf8_lossy(&output.stderr);
-        if output.status.code() != Some(code) || told.is_empty() || told.contains("panicked") {
+        let wrong = told.is_empty() || told.contains("panicked") || told.contains('\u{1b}');
+        if output.status.code() != Some(code) || wrong {
             return Err(format!("{args:?}: {output:?}").into());
         }
     }

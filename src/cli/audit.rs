@@ -146,8 +146,9 @@ fn read(path: &Path) -> Result<Report, u8> {
     let report = text.and_then(|text| Report::parse(text.trim_start_matches('\u{feff}')));
     report.map_err(|e| {
         super::tell(format_args!(
-            "{} is not what `ringfence audit --json` writes: {e}",
-            path.display()
+            "{} is not what `ringfence audit --json` writes: {}",
+            path.display(),
+            audit_text::plain(&e)
         ));
         super::code(Refusal::BadImage)
     })

@@ -385,7 +385,7 @@ pub(super) fn print_comparison(
 }
 
 /// Text of a file: what would control a terminal is spelt out.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     let spelt = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
     text.chars().map(spelt).collect()
 }
