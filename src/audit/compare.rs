@@ -142,32 +142,44 @@ fn ranges(places: &[String]) -> String {
     parts.join(", ")
 }
 
-/// What costs more on one than on the other, beyond what the measurements spread: the table of
-/// costs, and of each mode and ring what an instruction costs that is dealt with in one way.
+/// What costs more on one than on the other, beyond what the measurements spread, or was measured
+/// on one alone: the table of costs, and of each mode and ring what an instruction costs that is dealt
+/// with in one way.
 fn costs(a: &Report, b: &Report) -> Vec<Apart> {
     let mut found = vec![];
-    let mut note = |what: String, place: &str, one: Spread, other: Spread| {
-        if one.is_apart(other) {
-            let says = [one, other].map(|it| format!("{:.0} cycles", it.middle));
+    let mut note = |what: String, place: &str, sides: [Option<Spread>; 2]| {
+        if are_apart(sides) {
+            let cycles = |it: Spread| format!("{:.0} cycles", it.middle);
+            let says = sides.map(|it| it.map_or("none".to_owned(), cycles));
             let places = vec![place.to_owned()];
             found.push(Apart { topic: COSTS, whats: vec![what], places, says });
         }
     };
-    for one in &a.costs {
-        let same = |it: &&Cost| (&it.name, &it.context) == (&one.name, &one.context);
-        if let Some(other) = b.costs.iter().find(same) {
-            note(one.name.clone(), &one.context, Spread::of(one), Spread::of(other));
-        }
+    let of = |report: &Report, cost: &Cost| {
+        let same = |it: &&Cost| (&it.name, &it.context) == (&cost.name, &cost.context);
+        report.costs.iter().find(same).map(Spread::of)
+    };
+    let only_b = b.costs.iter().filter(|cost| of(a, cost).is_none());
+    for cost in a.costs.iter().chain(only_b) {
+        note(cost.name.clone(), &cost.context, [a, b].map(|report| of(report, cost)));
     }
     for context in &a.contexts {
         for ran in [Ran::Direct, Ran::Emulated, Ran::TrappedKvm, Ran::TrappedUser] {
-            let of = |report| Spread::pooled(report, &context.name, ran);
-            if let (Some(one), Some(other)) = (of(a), of(b)) {
-                note(format!("what {}", ran.words()), &context.name, one, other);
+            let sides = [a, b].map(|report| Spread::pooled(report, &context.name, ran));
+            // That one has none of a kind its cells have told.
+            if sides.iter().all(Option::is_some) {
+                note(format!("what {}", ran.words()), &context.name, sides);
             }
         }
     }
     found
+}
+
+fn are_apart(sides: [Option<Spread>; 2]) -> bool {
+    match sides {
+        [Some(one), Some(other)] => one.is_apart(other),
+        [one, other] => one.is_some() != other.is_some(),
+    }
 }
 
 /// A measured value, and the half of its measurements that lies around it.
