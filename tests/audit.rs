@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use libtest_mimic::{Arguments, Failed, Trial};
 use ringfence::audit::Difference;
 use ringfence::audit::context::CONTEXTS;
-use ringfence::audit::report::{Leak, Ran, Report, SCHEMA, Whose};
+use ringfence::audit::report::{Entered, Leak, Ran, Report, SCHEMA, Whose};
 use ringfence::audit::table::INSTRUCTIONS;
 use ringfence::kvm::Backend;
 use serde_json::Value;
@@ -284,6 +284,16 @@ fn text_and_page() -> Result<(), Failed> {
     for leak in &report.leaks {
         if !page.contains(&format!("<td>{}</td>", leak.by)) {
             return Err(format!("the page does not name {}", leak.by).into());
+        }
+    }
+    let mut poor = report.clone();
+    let closed = poor.contexts.iter_mut().find(|it| it.name == "long/3").ok_or("no long/3")?;
+    (closed.entered, closed.emulated, poor.host.counters) = (Entered::No, false, false);
+    poor.host.exit_reasons_untold = Some("no <tracefs>".to_owned());
+    let page = ringfence::audit::page(&poor);
+    for words in ["cannot be entered", "KVM has no counters", "not told: no &lt;tracefs&gt;."] {
+        if !page.contains(words) {
+            return Err(format!("the page does not say {words}").into());
         }
     }
     Ok(())

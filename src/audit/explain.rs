@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use super::One;
 use super::instruction::{Instruction, Needs};
+use super::report::NO_COUNTERS;
 use super::table::INSTRUCTIONS;
 use super::theory;
 
@@ -64,7 +65,7 @@ fn here(page: &mut String, found: &One) {
         wrap(page, "", &format!("The reasons of exits are not told: {why}."));
     }
     if !host.counters {
-        wrap(page, "", "KVM has no counters here: what trapped is inferred from the time it took.");
+        wrap(page, "", NO_COUNTERS);
     }
 }
 

@@ -100,13 +100,12 @@ fn yes(has: Option<bool>) -> &'static str {
 
 fn mode(context: &ContextFinding) -> String {
     let entered = match context.entered {
-        Entered::ByTheGuest => "entered by the guest",
-        Entered::ByRegisters => "entered by KVM_SET_SREGS",
-        Entered::No => "cannot be entered",
+        Entered::ByTheGuest => "entered by the guest, ",
+        Entered::ByRegisters => "entered by KVM_SET_SREGS, ",
+        Entered::No => "",
     };
-    let how = if context.emulated { "emulated" } else { "not emulated" };
     let words = context.words.as_ref().map_or(String::new(), |words| format!(" ({words})"));
-    format!("ring {}, {entered}{words}, {how}", context.ring)
+    format!("ring {}, {entered}{}{words}", context.ring, context.how())
 }
 
 fn instructions(report: &Report, note: &mut Note<'_>) {

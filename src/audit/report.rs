@@ -7,6 +7,10 @@ pub use super::cell::{Cell, Ran, Seen, Whose};
 /// The number of the format; a reader refuses others.
 pub const FORMAT: u32 = 1;
 
+/// What there is to say of an audit without KVM's counters ([`Host::counters`]).
+pub const NO_COUNTERS: &str =
+    "KVM has no counters here: what trapped is inferred from the time it took.";
+
 /// What there is to say of an audit without a look at the host's own registers ([`Host::native`]).
 pub const NOT_COMPARED: &str = "This host lets no program look at its own registers: whose it is that a guest saw is not told, but for CPUID, clocks and MSRs.";
 
@@ -293,6 +297,17 @@ impl Theory {
                 all - astray,
                 self.untrapped_with_hardware.join(", ")
             )
+        }
+    }
+}
+
+impl ContextFinding {
+    /// How its code runs.
+    pub fn how(&self) -> &'static str {
+        match (self.entered, self.emulated) {
+            (Entered::No, _) => "cannot be entered",
+            (_, true) => "emulated, instruction by instruction",
+            (_, false) => "runs on the processor itself",
         }
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use super::terminal::takes_colour;
 use crate::audit::Comparison;
 use crate::audit::report::{
-    Cell, Entered, InstructionFinding, Msr, NOT_COMPARED, Report, Whose, WrongLeaf,
+    Cell, Entered, InstructionFinding, Msr, NO_COUNTERS, NOT_COMPARED, Report, Whose, WrongLeaf,
 };
 
 /// Colour, on a terminal only.
@@ -34,7 +34,7 @@ pub(super) fn print(out: &mut impl Write, report: &Report, paint: Paint) -> io::
     let host = &report.host;
     writeln!(out, "{} on Linux {}, {}", host.backend, host.kernel, host.processor)?;
     if !host.counters {
-        writeln!(out, "KVM has no counters here: what trapped is inferred from the time it took.")?;
+        writeln!(out, "{NO_COUNTERS}")?;
     }
     if !host.native {
         wrapped(out, 0, NOT_COMPARED)?;
@@ -54,19 +54,14 @@ fn contexts(out: &mut impl Write, report: &Report, paint: Paint) -> io::Result<(
     writeln!(out, "\n{}", paint.head("Modes and rings"))?;
     for context in &report.contexts {
         let entered = match context.entered {
-            Entered::ByTheGuest => "",
+            Entered::ByTheGuest | Entered::No => "",
             Entered::ByRegisters => {
                 "; entered by KVM_SET_SREGS, because the IRET there could not run"
             }
-            Entered::No => "cannot be entered",
         };
-        let how = match (context.entered, context.emulated) {
-            (Entered::No, _) => "",
-            (_, true) => "emulated, instruction by instruction",
-            (_, false) => "runs on the processor itself",
-        };
+        let (name, how) = (&context.name, context.how());
         let nop = context.nop_cycles.map(|nop| format!("; a NOP costs {nop} cycles"));
-        let text = format!("{:8} {how}{}{entered}", context.name, nop.unwrap_or_default());
+        let text = format!("{name:8} {how}{}{entered}", nop.unwrap_or_default());
         wrapped(out, 2, &text)?;
     }
     Ok(())

@@ -5,7 +5,7 @@ mod picture;
 
 use std::fmt::Write;
 
-use super::report::{Cell, InstructionFinding, NOT_COMPARED, Report, Whose};
+use super::report::{Cell, InstructionFinding, NO_COUNTERS, NOT_COMPARED, Report, Whose};
 use super::table::INSTRUCTIONS;
 use super::theory;
 
@@ -29,6 +29,9 @@ pub fn page(report: &Report) -> String {
         escape(&host.processor),
         escape(&report.ringfence)
     );
+    if !host.counters {
+        let _ = writeln!(page, "<p>{NO_COUNTERS}</p>");
+    }
     verdict(&mut page, report);
     page += &picture::draw(report);
     leaks(&mut page, report);
@@ -273,6 +276,9 @@ fn costs(page: &mut String, report: &Report) {
     }
     *page += "</table>\n<p class=\"legend\">Cycles of the guest's clock, median and quartiles, \
         on a logarithmic scale.</p>\n";
+    if let Some(why) = &report.host.exit_reasons_untold {
+        let _ = writeln!(page, "<p>Which exits these are is not told: {}.</p>", escape(why));
+    }
 }
 
 fn table(page: &mut String, heads: &[&str], rows: impl Iterator<Item = Vec<String>>) {

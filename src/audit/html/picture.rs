@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::escape;
-use crate::audit::report::{Cell, Ran, Report, Whose};
+use crate::audit::report::{Cell, ContextFinding, Ran, Report, Whose};
 
 const WIDTH: u32 = 1040;
 const HEIGHT: u32 = 640;
@@ -64,13 +64,9 @@ fn put(svg: &mut String, it: &Box<'_>) {
 fn layers(svg: &mut String, report: &Report) {
     let host = &report.host;
     let kernel = format!("{}, Linux {}", host.backend, host.kernel);
-    let counted = |name: &str| {
+    let how = |name: &str| {
         let context = report.contexts.iter().find(|context| context.name == name);
-        match context {
-            Some(context) if context.emulated => "its code is emulated, one instruction at a time",
-            Some(_) => "its code runs on the processor itself",
-            None => "",
-        }
+        context.map_or("", ContextFinding::how)
     };
     let boxes = [
         Box {
@@ -98,7 +94,7 @@ fn layers(svg: &mut String, report: &Report) {
             height: 110,
             fill: "#fdf6ee",
             title: "guest programs, ring 3",
-            text: counted("long/3"),
+            text: how("long/3"),
         },
         Box {
             x: 340,
@@ -107,7 +103,7 @@ fn layers(svg: &mut String, report: &Report) {
             height: 90,
             fill: "#fdeedd",
             title: "guest kernel, ring 0",
-            text: counted("long/0"),
+            text: how("long/0"),
         },
         Box {
             x: 20,
