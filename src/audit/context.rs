@@ -177,7 +177,7 @@ impl Context {
         cpu.regs.rsp = ground::STACK_0;
         (cpu.regs.rdi, cpu.regs.rbx) = (ground::SCRATCH, ground::SCRATCH);
         cpu.regs.rsi = ground::SCRATCH;
-        cpu.rflags = Rflags::ONE;
+        cpu.rflags = Rflags::ONE | Rflags::OF; // OF: INTO is to go through its gate
         if self.mode != Mode::Real {
             cpu.data = Segment { dpl: 3, ..Segment::data32(self.data()) };
             if self.mode == Mode::Virtual8086 {

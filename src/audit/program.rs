@@ -242,7 +242,8 @@ impl<'a> Plan<'a> {
         let context = self.context;
         let mut words = Words { bytes: vec![], width };
         let virtual_8086 = context.mode == Mode::Virtual8086;
-        let flags = if virtual_8086 { Rflags::VM.bits() } else { 0 } | u64::from(FLAGS);
+        let vm = if virtual_8086 { Rflags::VM } else { Rflags::empty() };
+        let flags = (context.cpu().rflags | vm).bits();
         let (code, stack) = (context.code().into(), context.stack().into());
         for word in [ground::PROBE, code, flags, ground::STACK, stack] {
             words.push(word);

@@ -205,6 +205,8 @@ pub const INSTRUCTIONS: &[Instruction] = &[
         .says("Goes to the kernel, at the address in SYSENTER_EIP.", "As SYSCALL."),
     row("int3", Needs::Nothing, Both, &[0xCC]).does(Does::Gate(3)).exits("VT-x: exception (0), only if asked for; AMD-V: #BP (0x43), if asked for")
         .says("Goes through the gate of vector 3: breakpoints.", "As INT n."),
+    row("into", Needs::Nothing, Both, &[0xCE]).not_64().does(Does::Gate(4)).exits("VT-x: exception (0), only if asked for; AMD-V: #OF (0x44), if asked for")
+        .says("Goes through the gate of vector 4 if the overflow flag is set, as it is here.", "As INT n."),
     row("vmcall", Needs::Processor, Control, &[0x0F, 0x01, 0xC1]).a(Input::Value(POLL_IRQ)).sees(Sees::Answer).exits("VT-x: VMCALL (18), always; AMD-V: #UD, which KVM repairs")
         .says("Calls the hypervisor (VT-x).", "It is there to trap. Where it does not trap into this KVM, a guest speaks to whatever hypervisor is below."),
     row("vmmcall", Needs::Processor, Control, &[0x0F, 0x01, 0xD9]).a(Input::Value(POLL_IRQ)).sees(Sees::Answer).exits("AMD-V: VMMCALL (0x81); VT-x: #UD, which KVM repairs")
