@@ -3,7 +3,7 @@
 
 use super::report::{
     Cell, Clock, Cpuid, InstructionFinding, KVMCLOCK, Leak, MaskedBit, Msr, Property, Ran, Report,
-    Theory, Whose, WrongLeaf,
+    Seen, Theory, Whose, WrongLeaf,
 };
 use super::sight::FEATURES;
 
@@ -198,11 +198,11 @@ fn cpuid_leaks(rows: &[InstructionFinding], cpuid: &Cpuid) -> Vec<Leak> {
     let causes = cells.iter().filter_map(|cell| Some((*cell, cause(cell, cpuid)?)));
     let causes: Vec<_> = causes.collect();
     let leak = |(cause, why): &(Cause, &str)| {
-        let contexts = causes.iter().filter(|(_, other)| other == cause);
-        let contexts: Vec<_> = contexts.map(|(cell, _)| cell.context.clone()).collect();
-        let what = what_cpuid_shows(cpuid, &contexts);
-        let by = "cpuid".to_owned();
-        (!contexts.is_empty()).then(|| Leak { by, contexts, what, why: (*why).to_owned() })
+        let cells = causes.iter().filter(|(_, other)| other == cause).map(|(cell, _)| *cell);
+        let contexts: Vec<_> = cells.clone().map(|cell| cell.context.clone()).collect();
+        let leaf_1 = || cells.clone().find_map(|cell| cell.seen.as_ref()).map(saw);
+        let what = what_cpuid_shows(cpuid, &contexts).or_else(leaf_1)?;
+        Some(Leak { by: "cpuid".to_owned(), contexts, what, why: (*why).to_owned() })
     };
     CAUSES.iter().filter_map(leak).collect()
 }
@@ -225,7 +225,8 @@ fn cause(cell: &Cell, cpuid: &Cpuid) -> Option<Cause> {
     })
 }
 
-fn what_cpuid_shows(cpuid: &Cpuid, contexts: &[String]) -> String {
+/// `None` where neither a leaf nor a masked feature does.
+fn what_cpuid_shows(cpuid: &Cpuid, contexts: &[String]) -> Option<String> {
     let host = |leaf: &&WrongLeaf| leaf.whose == Whose::Host && contexts.contains(&leaf.context);
     let mut leaves: Vec<&WrongLeaf> = vec![];
     for leaf in cpuid.wrong.iter().filter(host) {
@@ -240,7 +241,8 @@ fn what_cpuid_shows(cpuid: &Cpuid, contexts: &[String]) -> String {
     let sum = |bits: fn(&WrongLeaf) -> u32| leaves.iter().map(|leaf| bits(leaf)).sum::<u32>();
     let shown = |bit: &&MaskedBit| bit.shown_in.iter().any(|shown| contexts.contains(shown));
     let shown: Vec<_> = cpuid.masked.iter().filter(shown).map(|bit| &bit.name[..]).collect();
-    format!(
+    let any = !leaves.is_empty() || !shown.is_empty();
+    let what = format!(
         "the host's CPUID in {} leaves ({}): of {} bits that are not as KVM was told {} are the host's; of {} masked features {} show ({})",
         leaves.len(),
         names.join(", "),
@@ -249,7 +251,12 @@ fn what_cpuid_shows(cpuid: &Cpuid, contexts: &[String]) -> String {
         cpuid.masked.len(),
         shown.len(),
         shown.join(", ")
-    )
+    );
+    any.then_some(what)
+}
+
+fn saw(seen: &Seen) -> String {
+    format!("{}: {} (its own: {})", seen.what, seen.value, seen.own)
 }
 
 /// What an instruction shows of the host's, a leak a cause; CPUID is dealt with leaf by leaf.
@@ -267,7 +274,7 @@ fn instruction(row: &InstructionFinding) -> Vec<Leak> {
         leaks.push(Leak {
             by: row.name.clone(),
             contexts: vec![cell.context.clone()],
-            what: format!("{}: {} (its own: {})", seen.what, seen.value, seen.own),
+            what: saw(seen),
             why,
         });
     }
@@ -352,7 +359,6 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::Seen;
     use super::*;
 
     fn cell(context: &str, ran: Ran, whose: Option<Whose>) -> Cell {
@@ -421,6 +427,14 @@ mod tests {
         let leaks = leaks(&[cpuid], &found, &[], &[]);
         assert_eq!(leaks[0].contexts, ["long/0"]);
         assert!(leaks[0].what.contains("(aes)"), "{}", leaks[0].what);
+    }
+
+    #[test]
+    fn a_leaf_that_shows_the_hosts_in_one_mode_alone_is_told() {
+        let cpuid = row("cpuid", vec![cell("real", Ran::Emulated, Some(Whose::Host))]);
+        let none = Cpuid { leaves: 1, wrong: vec![], masked: vec![] };
+        let leaks = leaks(&[cpuid], &none, &[], &[]);
+        assert_eq!((leaks.len(), &leaks[0].what[..]), (1, "CS: 0x0 (its own: 0x6b)"));
     }
 
     /// One that RDTSC or an MSR shows is a leak of theirs already.
