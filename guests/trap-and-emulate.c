@@ -24,7 +24,7 @@ static struct {
     int halted;
     uint64_t cr0, flags;
     unsigned traps;
-} virtual = { .cr0 = 0x60000010, .flags = IF }; /* as a processor is after reset, interrupts on */
+} virtual = { .cr0 = 0x60000010, .flags = IF }; /* as after reset, but interrupts on */
 
 /* The monitor: what an instruction that trapped does to the virtual processor; its length. */
 static int emulate(const uint8_t *code, struct trap *kernel)

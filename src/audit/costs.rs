@@ -12,10 +12,9 @@ use super::report::{ContextFinding, Cost, InstructionFinding, Ran};
 use super::table::INSTRUCTIONS;
 use crate::irq::Irqchip;
 
-/// The rows that are taken from the instructions, in ring 0 of long mode; of ring 3 all that trap
-/// there, and for comparison:
+/// The instructions of ring 3 of long mode beside those that trap there.
 const RING_3: &[&str] = &["nop", "rdtsc", "cpuid"];
-/// Of ring 0.
+/// Those of ring 0 of long mode.
 const RING_0: &[&str] = &[
     "nop",
     "rdtsc",

@@ -106,8 +106,8 @@ fn registers(leaf: &Leaf) -> [u32; 4] {
     [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
 }
 
-/// Bits that follow the processor's state, or the processor that it runs on, and not a table:
-/// OSXSAVE, APIC, OSPKE, the sizes of the state that is on, MONITOR; the host's own APIC ID.
+/// Without the bits that follow the processor's state, or the processor that it runs on, and not a
+/// table: OSXSAVE, APIC, OSPKE, the sizes of the state that is on, MONITOR.
 fn fixed(leaf: &Leaf) -> [u32; 4] {
     let mut registers = registers(leaf);
     match (leaf.function, leaf.index) {

@@ -64,7 +64,8 @@ pub enum Error {
     Timer(#[source] io::Error),
 }
 
-/// Audits the KVM behind a device node. Takes some seconds; `progress` is told what is tried.
+/// Audits the KVM behind a device node. Takes seconds, and minutes where the processor itself is
+/// emulated; `progress` is told what is tried.
 /// The calling thread stays on one processor from then on.
 pub fn audit(kvm: &Path, mut progress: impl FnMut(&str)) -> Result<Report, Error> {
     let cpu = native::pin();
