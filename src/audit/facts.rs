@@ -1,7 +1,7 @@
 //! A report as single facts that two reports can be compared by: what, where, and what was found.
 //! Called by `compare`; data only. Times, and counters that others' work moves, are no facts.
 
-use super::report::{Cell, ContextFinding, Entered, Msr, Ran, Report};
+use super::report::{Cell, ContextFinding, Entered, Msr, Ran, Report, answer};
 
 /// The topics, in the order of a comparison.
 pub const TOPICS: [&str; 9] = [
@@ -58,7 +58,8 @@ pub fn of(report: &Report) -> Vec<Fact> {
         note("clocks", &clock.name, "", clock.found.clone() + &whose);
     }
     for help in &report.help {
-        let says = format!("host {}, guest {}: {}", yes(help.host), yes(help.guest), help.found);
+        let says =
+            format!("host {}, guest {}: {}", answer(help.host), answer(help.guest), help.found);
         note("the hardware's help", &help.name, "", says);
     }
     theory(report, &mut note);
@@ -74,8 +75,8 @@ fn summary(report: &Report, note: &mut Note<'_>) {
     say("kernel", host.kernel.clone());
     say("processor", host.processor.clone());
     say("version of ringfence", report.ringfence.clone());
-    say("KVM's own counters", yes(Some(host.counters)).to_owned());
-    say("the host's own values could be read", yes(Some(host.native)).to_owned());
+    say("KVM's own counters", answer(Some(host.counters)).to_owned());
+    say("the host's own values could be read", answer(Some(host.native)).to_owned());
     let untold = host.exit_reasons_untold.clone();
     say("reasons of exits", untold.map_or("told".to_owned(), |why| format!("not told: {why}")));
     say("leaks", report.leaks.len().to_string());
@@ -90,14 +91,6 @@ fn summary(report: &Report, note: &mut Note<'_>) {
     say("trap and emulate", holds.to_owned());
 }
 
-fn yes(has: Option<bool>) -> &'static str {
-    match has {
-        Some(true) => "yes",
-        Some(false) => "no",
-        None => "not known",
-    }
-}
-
 fn mode(context: &ContextFinding) -> String {
     let entered = match context.entered {
         Entered::ByTheGuest => "entered by the guest, ",
@@ -110,9 +103,8 @@ fn mode(context: &ContextFinding) -> String {
 
 fn instructions(report: &Report, note: &mut Note<'_>) {
     for row in &report.instructions {
-        let privileged = if row.privileged { "privileged" } else { "unprivileged" };
         let seventeen = if row.seventeen { ", one of the seventeen" } else { "" };
-        let class = format!("{privileged}, {}{seventeen}", row.sensitive);
+        let class = row.classes() + seventeen;
         note("instructions", &format!("{}: class", row.name), "", class);
         for cell in &row.cells {
             note("instructions", &row.name, &cell.context, self::cell(cell));

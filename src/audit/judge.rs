@@ -52,9 +52,16 @@ pub struct Court<'a> {
     pub native: Option<&'a Native>,
     /// The guest's CPUID.
     pub leaves: &'a [Leaf],
+    /// Has the host's kernel UMIP on?
+    umip: bool,
 }
 
-impl Court<'_> {
+impl<'a> Court<'a> {
+    /// One that has looked at the host.
+    pub fn new(lab: &'a mut Lab, native: Option<&'a Native>, leaves: &'a [Leaf]) -> Self {
+        Self { lab, native, leaves, umip: help::cpuinfo_has("umip") == Some(true) }
+    }
+
     /// Tries every mode and ring, and in each every one of the instructions that exists there.
     pub fn try_all(
         &mut self,
@@ -222,8 +229,7 @@ impl Court<'_> {
     fn sight(&self, tsc: (u64, u64), aux: bool, cr4: u64) -> Sight<'_> {
         let guest_leaf = leaf(self.leaves, 1).unwrap_or_default();
         let host_leaf = native::cpuid(1, 0);
-        let umip = help::cpuinfo_has("umip") == Some(true);
-        Sight { native: self.native, host_leaf, guest_leaf, tsc, aux, cr4, umip }
+        Sight { native: self.native, host_leaf, guest_leaf, tsc, aux, cr4, umip: self.umip }
     }
 
     /// What happened, what KVM did for it, and how long it took.
@@ -281,7 +287,8 @@ impl Court<'_> {
         if gave_up && !cell.counters.iter().any(|name| name == EMULATION_FAILED) {
             cell.counters.push(EMULATION_FAILED.to_owned());
         }
-        if cell.ran == Ran::TrappedKvm && floor.context.ring > 0 && help::is_by_umip(row.name) {
+        let by_umip = self.umip && help::is_of_umip(row.name);
+        if cell.ran == Ran::TrappedKvm && floor.context.ring > 0 && by_umip {
             cell.words = Some(UMIP_OF_THE_HOST.to_owned());
         }
         Ok(())

@@ -73,7 +73,7 @@ pub fn audit(kvm: &Path, mut progress: impl FnMut(&str)) -> Result<Report, Error
     let mut lab = Lab::open(kvm, honesty::change)?;
     let leaves = lab.guest_cpuid();
     let counters = lab.has_counters()?;
-    let mut court = Court { lab: &mut lab, native: native.as_ref(), leaves: &leaves };
+    let mut court = Court::new(&mut lab, native.as_ref(), &leaves);
     let (mut contexts, mut instructions) = court.try_all(INSTRUCTIONS, &mut progress)?;
     progress("costs");
     let mut costs = costs::examine(&mut court, &instructions)?;
@@ -124,7 +124,7 @@ pub fn audit_one(kvm: &Path, row: &Instruction) -> Result<One, Error> {
     let mut lab = Lab::open(kvm, honesty::change)?;
     let leaves = lab.guest_cpuid();
     let counters = lab.has_counters()?;
-    let mut court = Court { lab: &mut lab, native: native.as_ref(), leaves: &leaves };
+    let mut court = Court::new(&mut lab, native.as_ref(), &leaves);
     let row = std::slice::from_ref(row);
     let (contexts, mut findings) = court.try_all(row, |_| {})?;
     let untold = reasons::examine(&mut court, row, &contexts, (&mut findings, &mut []))?;

@@ -301,6 +301,15 @@ impl Theory {
     }
 }
 
+/// Yes, no, or not known: in a word.
+pub fn answer(has: Option<bool>) -> &'static str {
+    match has {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "?",
+    }
+}
+
 impl ContextFinding {
     /// How its code runs.
     pub fn how(&self) -> &'static str {
@@ -313,6 +322,15 @@ impl ContextFinding {
 }
 
 impl InstructionFinding {
+    /// Its classes in the theory.
+    pub fn classes(&self) -> String {
+        let privileged = if self.privileged { "privileged" } else { "unprivileged" };
+        match &self.sensitive[..] {
+            "innocuous" => format!("{privileged}, innocuous"),
+            sensitive => format!("{privileged}, {sensitive}-sensitive"),
+        }
+    }
+
     /// Its class in a letter or two: behaviour-sensitive, control-sensitive.
     pub fn class(&self) -> &'static str {
         match &self.sensitive[..] {

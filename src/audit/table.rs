@@ -7,6 +7,7 @@ use super::instruction::{
     Does, Feature, Input, Instruction, Needs, Operand, Pops, Register, Sees, Sensitive,
 };
 use super::program::{FS_BASE_MSR, SYSCALL_MSRS, SYSENTER_MSRS, TSC_AUX_MSR};
+use crate::x86::Cr4;
 
 const fn row(
     name: &'static str,
@@ -115,9 +116,9 @@ const INVLPGB: Feature = feature(0x8000_0008, Register::B, 3, "invlpgb");
 const RDPRU: Feature = feature(0x8000_0008, Register::B, 4, "rdpru");
 const WBNOINVD: Feature = feature(0x8000_0008, Register::B, 9, "wbnoinvd");
 
-const CR4_OSFXSR: u64 = 1 << 9;
-const CR4_FSGSBASE: u64 = 1 << 16;
-const CR4_OSXSAVE: u64 = 1 << 18;
+const CR4_OSFXSR: u64 = Cr4::OSFXSR.bits();
+const CR4_FSGSBASE: u64 = Cr4::FSGSBASE.bits();
+const CR4_OSXSAVE: u64 = Cr4::OSXSAVE.bits();
 const CR4_PKE: u64 = 1 << 22;
 
 /// A port that nobody listens to.

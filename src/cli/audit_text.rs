@@ -6,6 +6,7 @@ use super::terminal::takes_colour;
 use crate::audit::Comparison;
 use crate::audit::report::{
     Cell, Entered, InstructionFinding, Msr, NO_COUNTERS, NOT_COMPARED, Report, Whose, WrongLeaf,
+    answer,
 };
 
 /// Colour, on a terminal only.
@@ -251,11 +252,6 @@ fn costs(out: &mut impl Write, report: &Report, paint: Paint) -> io::Result<()> 
 
 fn helps(out: &mut impl Write, report: &Report, paint: Paint) -> io::Result<()> {
     writeln!(out, "\n{}", paint.head("The hardware's help"))?;
-    let answer = |has: Option<bool>| match has {
-        Some(true) => "yes",
-        Some(false) => "no",
-        None => "?",
-    };
     for help in &report.help {
         writeln!(
             out,

@@ -5,7 +5,7 @@ mod picture;
 
 use std::fmt::Write;
 
-use super::report::{Cell, InstructionFinding, NO_COUNTERS, NOT_COMPARED, Report, Whose};
+use super::report::{Cell, InstructionFinding, NO_COUNTERS, NOT_COMPARED, Report, Whose, answer};
 use super::table::INSTRUCTIONS;
 use super::theory;
 
@@ -113,7 +113,7 @@ fn matrix_row(page: &mut String, report: &Report, row: &InstructionFinding) {
         "<tr><th class=\"{kind}\" title=\"{}\">{}{star}</th><td class=\"class\">{}</td>",
         escape(&title),
         escape(&row.name),
-        escape(&classes(row))
+        escape(&row.classes())
     );
     for context in &report.contexts {
         match row.cells.iter().find(|cell| cell.context == context.name) {
@@ -132,15 +132,6 @@ fn matrix_row(page: &mut String, report: &Report, row: &InstructionFinding) {
         }
     }
     *page += "</tr>\n";
-}
-
-/// The classes of the theory.
-fn classes(row: &InstructionFinding) -> String {
-    let privileged = if row.privileged { "privileged" } else { "unprivileged" };
-    match &row.sensitive[..] {
-        "innocuous" => format!("{privileged}, innocuous"),
-        sensitive => format!("{privileged}, {sensitive}-sensitive"),
-    }
 }
 
 fn class(cell: &Cell) -> &'static str {
@@ -187,11 +178,6 @@ fn tables(page: &mut String, report: &Report) {
     *page += "<h2>What exits cost, in long mode</h2>\n";
     costs(page, report);
     *page += "<h2>The hardware's help</h2>\n";
-    let answer = |has: Option<bool>| match has {
-        Some(true) => "yes",
-        Some(false) => "no",
-        None => "?",
-    };
     let helps = report.help.iter().map(|help| {
         vec![
             help.name.clone(),
