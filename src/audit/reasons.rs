@@ -19,6 +19,8 @@ use crate::irq::Irqchip;
 const TRACEFS: &[&str] = &["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 /// What instances of ours are called, before the process's number.
 const NAME: &str = "ringfence-";
+/// Exits that are the host's own, whatever the guest does: AMD-V's name, VT-x's.
+const HOSTS: [&str; 2] = ["interrupt", "EXTERNAL_INTERRUPT"];
 /// KiB for each processor; one run makes some dozens of exits.
 const BUFFER: &str = "256";
 
@@ -167,7 +169,7 @@ fn reasons(
     let at = plan.assemble().at;
     let mut reasons = vec![];
     for (rip, reason) in trace.exits() {
-        if rip == at && !reasons.contains(&reason) {
+        if rip == at && !HOSTS.contains(&&reason[..]) && !reasons.contains(&reason) {
             reasons.push(reason);
         }
     }
