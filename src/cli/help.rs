@@ -126,8 +126,8 @@ With such a file that ringfence was not given gdb says \"Remote 'g' packet reply
 
 What this KVM's debug exits can do is tried out when the session begins. Where neither INT3 nor the debug
 registers stop the guest, or all four are in use, breakpoints are looked for by single steps: slowly, and
-not in interrupt handlers. What cannot be done is refused; the words are on ringfence's standard error, and
-on gdb's console when the guest runs on.
+not in interrupt handlers, and a guest that single-steps itself loses its own steps. What cannot be done is
+refused; the words are on ringfence's standard error, and on gdb's console when the guest runs on.
 
 A guest that dies stops first, to be looked at; `continue` then ends it. `detach`, and a gdb that quits,
 is killed or loses its connection, leave no breakpoint, and the guest runs on; `kill` ends it as SIGKILL
