@@ -45,7 +45,7 @@ cpu_of() {
 	max | host)	printf max ;;
 	qemu64)	printf 'x86-64-v1,+sse3,+cx16,+lahf-lm,+x2apic' ;;
 	IvyBridge)	printf x86-64-v2 ;;
-	Skylake-Server)	printf x86-64-v3 ;;
+	Skylake-Server)	printf x86-64-v4 ;;
 	*)	printf 'x86-64-v1,+sse3' ;;
 	esac
 	for word in "${words[@]:1}"; do

@@ -91,9 +91,12 @@ fn caller(
     exact: bool,
 ) -> Option<(Cursor, Found)> {
     let (next, found) = return_address(at, symbols, cursor, exact)?;
-    // An interrupt may come where a call returns to: its frame has more than that address.
-    let frame = interrupted::frame(at, next.rsp.wrapping_sub(width(at)), cursor);
-    match frame.filter(|_| found != Found::InterruptFrame) {
+    // An interrupt may come where a call returns to: its frame has more than that address. Outside
+    // long mode arguments behind it may look the same.
+    let may_be = found != Found::InterruptFrame
+        && (at.cpu.mode() == Mode::Long || interrupted::is_handler(at, symbols, cursor, exact));
+    let slot = next.rsp.wrapping_sub(width(at));
+    match interrupted::frame(at, slot, cursor).filter(|_| may_be) {
         Some(frame) => Some((Cursor { rbp: next.rbp, ..frame }, Found::InterruptFrame)),
         None => Some((next, found)),
     }
@@ -124,11 +127,12 @@ fn return_address(
         let is_top = next.rsp == cursor.rsp.wrapping_add(width(at));
         return Some((next, if is_top { Found::TopOfStack } else { Found::OnStack }));
     }
-    if let Some(next) = frame_pointer(at, cursor) {
-        return Some((next, Found::FramePointer));
-    }
+    // A handler without a frame of its own has the frame pointer of what it interrupted.
     if let Some(next) = interrupted::by_handler(at, symbols, cursor, exact) {
         return Some((next, Found::InterruptFrame));
+    }
+    if let Some(next) = frame_pointer(at, cursor) {
+        return Some((next, Found::FramePointer));
     }
     let rip = top_of_stack(at, cursor).filter(|_| exact)?;
     let rsp = cursor.rsp.wrapping_add(width(at));

@@ -66,9 +66,8 @@ impl<'m> Code<'m> {
             whole.resize(LONGEST, next);
             Decoder::with_ip(self.bits, &whole, rip, DecoderOptions::NONE).decode()
         };
-        // Of a ModR/M byte: an operand in memory, and one in a register.
         let goes_on = |it: Instruction| !it.is_invalid() && it.len() > bytes.len();
-        [0, 0xC0].into_iter().any(|next| goes_on(with(next)))
+        bytes.len() < LONGEST && (0..=0xFF).any(|next| goes_on(with(next)))
     }
 
     /// Is the instruction at `rip` longer than any may be? Only prefixes that are there twice make

@@ -29,11 +29,21 @@ pub(super) fn by_handler(
     cursor: &Cursor,
     exact: bool,
 ) -> Option<Cursor> {
-    if !returns_by_iret(at, cursor.rip) && !is_entered_by_gate(at, symbols, cursor, exact) {
+    if !is_handler(at, symbols, cursor, exact) {
         return None;
     }
     let pointers = (0..LOOKED_AT).map(|n| cursor.rsp.wrapping_add(n * width(at)));
     pointers.into_iter().find_map(|pointer| frame(at, pointer, cursor))
+}
+
+/// Is what runs at `cursor` the code of a handler?
+pub(super) fn is_handler(
+    at: &Standing<'_>,
+    symbols: &Symbols<'_>,
+    cursor: &Cursor,
+    exact: bool,
+) -> bool {
+    returns_by_iret(at, cursor.rip) || is_entered_by_gate(at, symbols, cursor, exact)
 }
 
 /// What was interrupted, if the frame's lowest word lies at `pointer`: the processor's own rules

@@ -201,7 +201,10 @@ fn code(f: &mut Formatter<'_>, cpu: &CpuFindings) -> fmt::Result {
             writeln!(f, "  code before RIP, where none can be read: {end}")?;
         }
         (None, Some(end)) => {
-            writeln!(f, "  code of the caller, from which RIP went where none can be read: {end}")?;
+            let interrupted =
+                cpu.backtrace.get(1).is_some_and(|it| it.found == Found::InterruptFrame);
+            let whose = if interrupted { "what was interrupted" } else { "the caller" };
+            writeln!(f, "  code of {whose}, from which RIP went where none can be read: {end}")?;
         }
         (None, None) => {}
     }

@@ -17,21 +17,23 @@ pub(super) fn privilege(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
     let by_iopl = ring <= at.cpu.rflags.iopl();
     let refuse = |why: String| Some(Fault::new(PROTECTION, format!("{}{why}", disasm::text(it))));
     let in_ring = || format!(" in ring {ring}");
+    let extended = at.cpu.cr4.contains(Cr4::VME);
     match it.mnemonic() {
         _ if ring == 0 => None,
-        // CR4.PVI and CR4.VME give ring 3 an interrupt flag of its own.
-        Mnemonic::Cli | Mnemonic::Sti if by_iopl || at.cpu.cr4.intersects(Cr4::PVI | Cr4::VME) => {
+        Mnemonic::Cli | Mnemonic::Sti if by_iopl => None,
+        // An interrupt flag of their own.
+        Mnemonic::Cli | Mnemonic::Sti if virtual_8086 && extended => None,
+        Mnemonic::Cli | Mnemonic::Sti
+            if !virtual_8086 && ring == 3 && at.cpu.cr4.contains(Cr4::PVI) =>
+        {
             None
         }
-        Mnemonic::Pushf
-        | Mnemonic::Pushfd
-        | Mnemonic::Popf
-        | Mnemonic::Popfd
-        | Mnemonic::Int
-        | Mnemonic::Iret
-        | Mnemonic::Iretd
-            if virtual_8086 && !by_iopl && !at.cpu.cr4.contains(Cr4::VME) =>
+        Mnemonic::Pushf | Mnemonic::Popf | Mnemonic::Int | Mnemonic::Iret
+            if virtual_8086 && !by_iopl && !extended =>
         {
+            refuse(" in virtual-8086 mode, with IOPL below 3".to_owned())
+        }
+        Mnemonic::Pushfd | Mnemonic::Popfd | Mnemonic::Iretd if virtual_8086 && !by_iopl => {
             refuse(" in virtual-8086 mode, with IOPL below 3".to_owned())
         }
         Mnemonic::In

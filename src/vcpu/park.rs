@@ -416,7 +416,8 @@ impl Parking {
 
     /// It goes on all the same, from a checkpoint.
     pub fn reopen(&self) {
-        self.lock().ended = None;
+        let mut state = self.lock();
+        (state.ended, state.asked) = (None, false);
     }
 
     /// Parked vCPUs are to look whether the machine is over.

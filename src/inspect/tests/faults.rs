@@ -84,6 +84,9 @@ fn an_invalid_opcode_is_one_where_no_more_can_be_read_too() {
     assert_eq!(at_end(&[0x06]), Some(6)); // push es, none in 64-bit mode
     assert_eq!(at_end(&[0x0F, 0x0A]), Some(6));
     assert_eq!(at_end(&[0x0F]), Some(PAGE));
+    assert_eq!(at_end(&[0x0F, 0xBA]), Some(PAGE)); // bt and its relatives
+    assert_eq!(at_end(&[0x0F, 0xC7]), Some(PAGE)); // cmpxchg8b, rdrand
+    assert_eq!(at_end(&[0xC5]), Some(PAGE)); // VEX
     assert_eq!(at_end(&[0xB8, 1, 2]), Some(PAGE)); // mov eax, ...
     assert_eq!(at_end(&[0xEB, 0xFE]), None);
 }

@@ -94,3 +94,36 @@ fn a_handler_of_protected_mode_leads_out_too() {
     assert_eq!(within(&[5, CODE as u32 + 0x40, 11, 0x202, 0x7000, 0x13]), found);
     assert_eq!(within(&[5, CODE as u32 + 0x40, 11, 0x202, 0x7000, 0x0B]), None);
 }
+
+#[test]
+fn the_frame_pointer_of_a_handler_without_a_frame_is_not_its_own() {
+    let (memory, mut state) = long_mode(&[0xFF, 0xD0, 0xEB, 0xFE]); // call rax; jmp $
+    memory.write_slice(RETURNS, GuestAddress(HANDLER)).unwrap();
+    gate(&memory, 14, 8, HANDLER, 0x8E);
+    // What was interrupted has a frame, and was called from CODE.
+    (state.regs.rip, state.regs.rsp, state.regs.rbp) = (HANDLER, 0x8FD0, 0x9010);
+    for (n, word) in [2, CODE + 0x40, 8, 0x202, 0x9000, 16].iter().enumerate() {
+        put(&memory, state.regs.rsp + 8 * n as u64, *word);
+    }
+    put(&memory, 0x9018, CODE + 2);
+    let page = autopsy(Ending::Halted, Source::End, &memory, vec![cpu(0, Registers::Whole(state))]);
+    let frames: Vec<_> = page.cpus[0].backtrace.iter().map(|it| (it.rip, it.found)).collect();
+    let found = [
+        (HANDLER, Found::Rip),
+        (CODE + 0x40, Found::InterruptFrame),
+        (CODE + 2, Found::FramePointer),
+    ];
+    assert_eq!(frames, found);
+}
+
+#[test]
+fn arguments_are_no_frame() {
+    // call eax; nop; ret: a function that was called with 8 (a code selector) and 2.
+    let (memory, mut state) = long_mode(&[0xFF, 0xD0, 0x90, 0xC3]);
+    (state.efer, state.cr0) = (Efer::empty(), Cr0::PE);
+    state.cs = Segment { long: false, default_32: true, ..state.cs };
+    (state.regs.rip, state.regs.rsp, state.regs.rbp) = (CODE + 2, 0x8FF0, 0x8FF0);
+    put(&memory, 0x8FF0, [0x9100_u32, CODE as u32 + 2, 8, 2]);
+    let page = autopsy(Ending::Halted, Source::End, &memory, vec![cpu(0, Registers::Whole(state))]);
+    assert_eq!(page.cpus[0].backtrace[1].found, Found::FramePointer);
+}

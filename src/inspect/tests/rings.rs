@@ -39,6 +39,7 @@ fn ports_and_the_interrupt_flag_are_iopls_and_the_bitmaps() {
     assert_eq!(words(cli, none), general("cli"));
     assert_eq!(words(cli, iopl), None);
     assert_eq!(words(cli, |_, cpu| cpu.cr4 |= Cr4::PVI), None);
+    assert_eq!(words(cli, |_, cpu| cpu.cr4 |= Cr4::VME), general("cli"));
     assert_eq!(words(&[0xF4], iopl), general("hlt"));
     assert_eq!(words(in_0x60, none), None);
     assert_eq!(words(in_0x60, port_taken), general("in al, 0x60"));

@@ -26,9 +26,10 @@ impl Vcpu {
     /// KVM tells user space alone why a debug exit was, and injects the exception without that.
     fn tell_dr6(&self, dr6: u64) -> Result<(), Error> {
         // What fired, and by which: the four registers, BD and BS (Intel SDM Vol. 3B 18.2.3).
-        const TOLD: u64 = 0xF | 1 << 13 | 1 << 14;
+        const REGISTERS: u64 = 0xF;
+        const TOLD: u64 = REGISTERS | 1 << 13 | 1 << 14;
         let mut registers = self.fd.get_debug_regs().map_err(Error::ioctl("KVM_GET_DEBUGREGS"))?;
-        registers.dr6 |= dr6 & TOLD;
+        registers.dr6 = registers.dr6 & !REGISTERS | dr6 & TOLD;
         self.fd.set_debug_regs(&registers).map_err(Error::ioctl("KVM_SET_DEBUGREGS"))
     }
 

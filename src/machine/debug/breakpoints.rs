@@ -177,8 +177,11 @@ impl Breakpoints {
 
     fn patch(&mut self, memory: &GuestMemory, linear: u64, physical: Option<u64>) -> bool {
         let Some(physical) = physical else { return false };
+        let same = |patch: &Patch| (patch.linear, patch.physical) == (linear, physical);
+        if self.patches.iter().any(same) {
+            return true;
+        }
         let original = match self.at(physical) {
-            Some(patch) if patch.linear == linear => return true,
             Some(patch) => Ok(patch.original),
             None => memory.read_obj::<u8>(GuestAddress(physical)),
         };
@@ -345,7 +348,7 @@ mod tests {
     fn two_breakpoints_may_be_one_byte() {
         let (memory, mut set) = (memory(), Breakpoints::default());
         let [low, high] = [0x1000, 0xFFFF_8000_0000_1000].map(|at| (at, 1, Point::Software));
-        for asked in [low, high, low] {
+        for asked in [low, high, low, high] {
             set.add(&memory, ALL, asked, Some(0x1000)).unwrap();
         }
         let mut data = [INT3];

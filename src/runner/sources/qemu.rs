@@ -44,7 +44,7 @@ const MODELS: &[(&str, &str)] = &[
     ("Haswell", "x86-64-v3"),
     ("Broadwell", "x86-64-v3"),
     ("Skylake-Client", "x86-64-v3"),
-    ("Skylake-Server", "x86-64-v3"),
+    ("Skylake-Server", "x86-64-v4"),
     ("EPYC", "x86-64-v3"),
 ];
 
