@@ -86,9 +86,9 @@ int guest(uint32_t magic, uintptr_t info)
 
     (void)magic;
     trap_install();
-    print("entered in %s mode\n", info ? "long" : "real");
     if (info)
         spinning = cmdline_is(start_info_cmdline(info), "spin", "1");
+    print("entered in %s mode\n", info ? "long" : "real");
     spin();
     print("1 + 2 = %u\n", three_steps());
     for (uint64_t i = 1; i <= 3; i++)
