@@ -51,31 +51,35 @@ pub(super) struct Cursor {
     pub(super) rip: u64,
     pub(super) rsp: u64,
     pub(super) rbp: u64,
+    /// RIP is where an instruction runs, not where a call returns to.
+    pub(super) exact: bool,
+}
+
+impl Cursor {
+    /// Who called: where the call returns to, and the stack pointer then.
+    fn caller(self, rip: u64, rsp: u64) -> Self {
+        Self { rip, rsp, exact: false, ..self }
+    }
+
+    /// RIP of an instruction that runs, or a byte of it: a call lies before the address that it
+    /// returns to, and may end its function.
+    pub(super) fn inside(&self) -> u64 {
+        if self.exact { self.rip } else { self.rip.wrapping_sub(1) }
+    }
 }
 
 /// The frames from the innermost out, and whether there are more than that.
 pub(super) fn of(at: &Standing<'_>, symbols: &Symbols<'_>) -> (Vec<Frame>, bool) {
     let regs = &at.cpu.regs;
-    let mut cursor = Cursor { rip: regs.rip, rsp: regs.rsp, rbp: regs.rbp };
-    let place = symbols.at(at.code.linear(cursor.rip));
-    let mut frames = vec![Frame { rip: cursor.rip, place, found: Found::Rip }];
-    let mut exact = true;
-    while let Some((next, found)) = caller(at, symbols, &cursor, exact) {
+    let mut cursor = Cursor { rip: regs.rip, rsp: regs.rsp, rbp: regs.rbp, exact: true };
+    let mut frames = vec![frame(at, symbols, &cursor, Found::Rip)];
+    while let Some((next, found)) = outward(at, symbols, &cursor) {
         if frames.len() == DEEPEST {
             return (frames, true);
         }
-        exact = found == Found::InterruptFrame;
-        let place = match exact {
-            true => symbols.at(at.code.linear(next.rip)),
-            // A call lies before the address that it returns to, and may end its function.
-            false => symbols.at(at.code.linear(next.rip.wrapping_sub(1))).map(|place| {
-                let offset = place.offset + 1;
-                Place { offset, ..place }
-            }),
-        };
-        frames.push(Frame { rip: next.rip, place, found });
+        frames.push(frame(at, symbols, &next, found));
         // The stack grows down: a caller's part lies above, unless a handler has its own stack.
-        if !exact && (next.rsp <= cursor.rsp || next.rip == 0) {
+        if !next.exact && (next.rsp <= cursor.rsp || next.rip == 0) {
             break;
         }
         cursor = next;
@@ -83,18 +87,22 @@ pub(super) fn of(at: &Standing<'_>, symbols: &Symbols<'_>) -> (Vec<Frame>, bool)
     (frames, false)
 }
 
-/// One step. `exact`: RIP is an instruction's, not a return address.
-fn caller(
-    at: &Standing<'_>,
-    symbols: &Symbols<'_>,
-    cursor: &Cursor,
-    exact: bool,
-) -> Option<(Cursor, Found)> {
-    let (next, found) = return_address(at, symbols, cursor, exact)?;
+fn frame(at: &Standing<'_>, symbols: &Symbols<'_>, cursor: &Cursor, found: Found) -> Frame {
+    let (rip, inside) = (cursor.rip, cursor.inside());
+    let place = symbols.at(at.code.linear(inside)).map(|place| {
+        let offset = place.offset + rip.wrapping_sub(inside);
+        Place { offset, ..place }
+    });
+    Frame { rip, place, found }
+}
+
+/// One step out: to who called, or to what a handler interrupted.
+fn outward(at: &Standing<'_>, symbols: &Symbols<'_>, cursor: &Cursor) -> Option<(Cursor, Found)> {
+    let (next, found) = return_address(at, symbols, cursor)?;
     // An interrupt may come where a call returns to: its frame has more than that address. Outside
     // long mode arguments behind it may look the same.
     let may_be = found != Found::InterruptFrame
-        && (at.cpu.mode() == Mode::Long || interrupted::is_handler(at, symbols, cursor, exact));
+        && (at.cpu.mode() == Mode::Long || interrupted::is_handler(at, symbols, cursor));
     let slot = next.rsp.wrapping_sub(width(at));
     match interrupted::frame(at, slot, cursor).filter(|_| may_be) {
         Some(frame) => Some((Cursor { rbp: next.rbp, ..frame }, Found::InterruptFrame)),
@@ -106,37 +114,32 @@ fn return_address(
     at: &Standing<'_>,
     symbols: &Symbols<'_>,
     cursor: &Cursor,
-    exact: bool,
 ) -> Option<(Cursor, Found)> {
-    if exact && let Some(rip) = fresh_call(at, symbols, cursor) {
-        let rsp = cursor.rsp.wrapping_add(width(at));
-        return Some((Cursor { rip, rsp, ..*cursor }, Found::TopOfStack));
+    if is_fresh(at, symbols, cursor)
+        && let Some(next) = top_of_stack(at, cursor)
+    {
+        return Some((next, Found::TopOfStack));
     }
-    let by_table =
-        unwind::caller(at, symbols, cursor, exact).filter(|next| at.code.follows_call(next.rip));
-    if let Some(next) = by_table {
+    let by_table = unwind::caller(at, symbols, cursor);
+    if let Some(next) = by_table.filter(|next| at.code.follows_call(next.rip)) {
         return Some((next, Found::UnwindTable));
     }
-    let start = || {
-        // A call lies before the address that it returns to, and may end its function.
-        let here = if exact { cursor.rip } else { cursor.rip.wrapping_sub(1) };
-        let place = symbols.at(at.code.linear(here))?;
-        Some(here.wrapping_sub(place.offset))
-    };
-    if let Some(next) = start().and_then(|start| frameless(at, start, cursor)) {
+    let inside = cursor.inside();
+    let function = symbols.at(at.code.linear(inside));
+    let start = function.map(|place| inside.wrapping_sub(place.offset));
+    if let Some(next) = start.and_then(|start| frameless(at, start, cursor)) {
         let is_top = next.rsp == cursor.rsp.wrapping_add(width(at));
         return Some((next, if is_top { Found::TopOfStack } else { Found::OnStack }));
     }
     // A handler without a frame of its own has the frame pointer of what it interrupted.
-    if let Some(next) = interrupted::by_handler(at, symbols, cursor, exact) {
+    if let Some(next) = interrupted::by_handler(at, symbols, cursor) {
         return Some((next, Found::InterruptFrame));
     }
     if let Some(next) = frame_pointer(at, cursor) {
         return Some((next, Found::FramePointer));
     }
-    let rip = top_of_stack(at, cursor).filter(|_| exact)?;
-    let rsp = cursor.rsp.wrapping_add(width(at));
-    Some((Cursor { rip, rsp, ..*cursor }, Found::TopOfStack))
+    let next = top_of_stack(at, cursor).filter(|_| cursor.exact)?;
+    Some((next, Found::TopOfStack))
 }
 
 pub(super) fn width(at: &Standing<'_>) -> u64 {
@@ -153,17 +156,17 @@ pub(super) fn stack_value(at: &Standing<'_>, pointer: u64) -> Option<u64> {
     at.space.peek_number(base.wrapping_add(pointer), width(at) as usize)
 }
 
-/// The return address on top of the stack, if it looks like one.
-fn top_of_stack(at: &Standing<'_>, cursor: &Cursor) -> Option<u64> {
-    stack_value(at, cursor.rsp).filter(|rip| at.code.follows_call(*rip))
+/// By the return address on top of the stack, if it looks like one.
+fn top_of_stack(at: &Standing<'_>, cursor: &Cursor) -> Option<Cursor> {
+    let rip = stack_value(at, cursor.rsp).filter(|rip| at.code.follows_call(*rip))?;
+    Some(cursor.caller(rip, cursor.rsp.wrapping_add(width(at))))
 }
 
-/// A function that has not made its frame yet: RIP is where no code is (a call through a bad
-/// pointer), or at the function's first instruction.
-fn fresh_call(at: &Standing<'_>, symbols: &Symbols<'_>, cursor: &Cursor) -> Option<u64> {
-    let at_start = symbols.at(at.code.linear(cursor.rip)).is_some_and(|place| place.offset == 0);
-    let no_code = at.fetch(cursor.rip, 1).is_err();
-    if at_start || no_code { top_of_stack(at, cursor) } else { None }
+/// Is it in a function that has not made its frame yet: where no code is (a call through a bad
+/// pointer), or at the function's first instruction?
+fn is_fresh(at: &Standing<'_>, symbols: &Symbols<'_>, cursor: &Cursor) -> bool {
+    let at_start = || symbols.at(at.code.linear(cursor.rip)).is_some_and(|place| place.offset == 0);
+    cursor.exact && (at_start() || at.fetch(cursor.rip, 1).is_err())
 }
 
 /// A function that makes no frame leaves RBP as its caller's, by which the caller would be passed
@@ -182,11 +185,7 @@ pub(super) fn frameless(at: &Standing<'_>, start: u64, cursor: &Cursor) -> Optio
     }
     let behind = |n: u64| {
         let pointer = cursor.rsp.wrapping_add(n * width(at));
-        Some(Cursor {
-            rip: stack_value(at, pointer)?,
-            rsp: pointer.wrapping_add(width(at)),
-            ..*cursor
-        })
+        Some(cursor.caller(stack_value(at, pointer)?, pointer.wrapping_add(width(at))))
     };
     let is_own = |next: &Cursor| at.code.call_target(next.rip) == Some(start);
     (0..LOOKED_AT).map_while(behind).find(is_own)
@@ -201,5 +200,5 @@ fn frame_pointer(at: &Standing<'_>, cursor: &Cursor) -> Option<Cursor> {
     let rbp = stack_value(at, cursor.rbp)?;
     let rip = stack_value(at, cursor.rbp.wrapping_add(width))?;
     let rsp = cursor.rbp.wrapping_add(2 * width);
-    at.code.follows_call(rip).then_some(Cursor { rip, rsp, rbp })
+    at.code.follows_call(rip).then_some(Cursor { rbp, ..cursor.caller(rip, rsp) })
 }

@@ -60,10 +60,10 @@ impl Descriptor {
         if self.0 >> 55 & 1 != 0 { limit << 12 | 0xFFF } else { limit }
     }
 
-    /// What it is where a register cannot hold it, in words: that of the stack, or another one.
-    pub(super) fn stack_words(self, stack: bool) -> &'static str {
+    /// What it is that is no stack's segment, in words.
+    pub(super) fn no_stack_words(self) -> &'static str {
         let is_data = self.is_segment() && !self.is_code();
-        if stack && is_data { "a data segment that cannot be written" } else { self.words() }
+        if is_data { "a data segment that cannot be written" } else { self.words() }
     }
 
     /// What it is, in words.

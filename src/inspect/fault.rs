@@ -178,7 +178,8 @@ impl<'m> Standing<'m> {
         }
         let it = self.instruction()?;
         // An instruction that reaches into a page that is not there faults on that page.
-        let len = if self.code.is_cut_off(rip) { self.readable(rip) + 1 } else { it.len() };
+        let cut_off = it.is_invalid() && self.code.is_cut_off(rip);
+        let len = if cut_off { self.readable(rip) + 1 } else { it.len() };
         if let Err(fault) = self.fetch(rip, len.min(LONGEST) as u64) {
             return Some(fault);
         }

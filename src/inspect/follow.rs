@@ -8,7 +8,7 @@ use super::fault::Standing;
 use super::walk::AddressSpace;
 use super::{delivery, special};
 use crate::mem::GuestMemory;
-use crate::x86::{CpuState, Efer, Mode, Rflags};
+use crate::x86::{CpuState, Efer, Mode};
 
 /// Where a vCPU goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +36,8 @@ pub fn leaves_to(memory: &GuestMemory, cpu: &CpuState) -> Option<Target> {
     let (rip, ring) = match it.mnemonic() {
         Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => (it.next_ip(), cpu.ring()),
         Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => {
-            let width = special::iret_width(&it);
-            let slot = |n: u64| {
-                let linear = cpu.linear_rsp().wrapping_add(n * width);
-                at.space.peek_number(linear, width as usize)
-            };
-            let virtual_8086 = cpu.mode() == Mode::Protected
-                && cpu.ring() == 0
-                && Rflags::from_bits_retain(slot(2)?).contains(Rflags::VM);
+            let slot = |n| special::iret_slot(&at, &it, n);
+            let virtual_8086 = special::enters_virtual_8086(&at, &it)?;
             if cpu.mode() == Mode::Real || virtual_8086 {
                 let (base, ring) = (slot(1)? << 4 & 0xF_FFF0, if virtual_8086 { 3 } else { 0 });
                 return Some(Target { linear: base.wrapping_add(slot(0)?), ring });

@@ -134,7 +134,7 @@ fn inner_stack(space: &AddressSpace<'_>, cpu: &CpuState, push: &Push) -> Result<
         },
     })?;
     let why = match () {
-        () if !segment.is_writable_data() => Some(segment.stack_words(true).to_owned()),
+        () if !segment.is_writable_data() => Some(segment.no_stack_words().to_owned()),
         () if segment.dpl() != push.ring => Some(format!("of ring {}", segment.dpl())),
         () if selector & 3 != u16::from(push.ring) => {
             Some(format!("asked for as ring {}", selector & 3))

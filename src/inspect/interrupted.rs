@@ -8,7 +8,7 @@ use super::delivery;
 use super::descriptor;
 use super::fault::Standing;
 use super::symbols::Symbols;
-use crate::x86::{Efer, Mode};
+use crate::x86::{Efer, Mode, Rflags};
 
 /// Words of the stack that are looked at for the frame.
 const LOOKED_AT: u64 = 256;
@@ -16,34 +16,26 @@ const LOOKED_AT: u64 = 256;
 /// Instructions ahead that are looked at for an IRET.
 const AHEAD: usize = 128;
 
-/// RFLAGS' bits that are there, and the one that is always set.
-const FLAGS: u64 = 0x3F_7FD7;
-const ALWAYS: u64 = 1 << 1;
-const VM: u64 = 1 << 17;
+/// RFLAGS' bits that are there.
+const FLAGS: Rflags = Rflags::from_bits_retain(0x3F_7FD7);
 
-/// What was interrupted where a handler runs at `cursor`: the next frame on its stack. `exact`: RIP
-/// is an instruction's, not a return address. Real mode's frames cannot be told from other words.
+/// What was interrupted where a handler runs at `cursor`: the next frame on its stack. Real mode's
+/// frames cannot be told from other words.
 pub(super) fn by_handler(
     at: &Standing<'_>,
     symbols: &Symbols<'_>,
     cursor: &Cursor,
-    exact: bool,
 ) -> Option<Cursor> {
-    if !is_handler(at, symbols, cursor, exact) {
+    if !is_handler(at, symbols, cursor) {
         return None;
     }
-    let pointers = (0..LOOKED_AT).map(|n| cursor.rsp.wrapping_add(n * width(at)));
-    pointers.into_iter().find_map(|pointer| frame(at, pointer, cursor))
+    let mut pointers = (0..LOOKED_AT).map(|n| cursor.rsp.wrapping_add(n * width(at)));
+    pointers.find_map(|pointer| frame(at, pointer, cursor))
 }
 
 /// Is what runs at `cursor` the code of a handler?
-pub(super) fn is_handler(
-    at: &Standing<'_>,
-    symbols: &Symbols<'_>,
-    cursor: &Cursor,
-    exact: bool,
-) -> bool {
-    returns_by_iret(at, cursor.rip) || is_entered_by_gate(at, symbols, cursor, exact)
+pub(super) fn is_handler(at: &Standing<'_>, symbols: &Symbols<'_>, cursor: &Cursor) -> bool {
+    returns_by_iret(at, cursor.rip) || is_entered_by_gate(at, symbols, cursor)
 }
 
 /// What was interrupted, if the frame's lowest word lies at `pointer`: the processor's own rules
@@ -59,9 +51,11 @@ pub(super) fn frame(at: &Standing<'_>, pointer: u64, cursor: &Cursor) -> Option<
         return None;
     }
     let word = |n: u64| stack_value(at, pointer.wrapping_add(n * width(at)));
-    let (rip, selector, flags) = (word(0)?, word(1)?, word(2)?);
+    let (rip, selector, flags) = (word(0)?, word(1)?, Rflags::from_bits_retain(word(2)?));
     let ring = (selector & 3) as u8;
-    let is_flags = flags & !FLAGS == 0 && flags & ALWAYS != 0 && (long || flags & VM == 0);
+    let is_flags = FLAGS.contains(flags)
+        && flags.contains(Rflags::ONE)
+        && (long || !flags.contains(Rflags::VM));
     if !is_flags || ring < at.cpu.ring() || !is_segment(at, selector, true) {
         return None;
     }
@@ -79,7 +73,7 @@ pub(super) fn frame(at: &Standing<'_>, pointer: u64, cursor: &Cursor) -> Option<
     // A handler that makes a frame of its own has saved RBP in it.
     let saved = (cursor.rsp..pointer).contains(&cursor.rbp);
     let rbp = if saved { stack_value(at, cursor.rbp)? } else { cursor.rbp };
-    Some(Cursor { rip, rsp, rbp })
+    Some(Cursor { rip, rsp, rbp, exact: true })
 }
 
 /// Is this selector one of code, or of a stack, of its own ring?
@@ -109,15 +103,9 @@ fn returns_by_iret(at: &Standing<'_>, mut rip: u64) -> bool {
 }
 
 /// Does a gate of the IDT lead to the start of the function at `cursor`?
-fn is_entered_by_gate(
-    at: &Standing<'_>,
-    symbols: &Symbols<'_>,
-    cursor: &Cursor,
-    exact: bool,
-) -> bool {
-    let here = if exact { cursor.rip } else { cursor.rip.wrapping_sub(1) };
-    let here = at.code.linear(here);
-    let start = symbols.function_start(here).unwrap_or(here);
+fn is_entered_by_gate(at: &Standing<'_>, symbols: &Symbols<'_>, cursor: &Cursor) -> bool {
+    let inside = at.code.linear(cursor.inside());
+    let start = symbols.function_start(inside).unwrap_or(inside);
     let long = at.cpu.efer.contains(Efer::LMA);
     (0..=255).any(|vector| {
         let gate = delivery::read_gate(&at.space, at.cpu, vector, long);

@@ -263,7 +263,7 @@ fn segment_load(at: &Standing<'_>, register: Register, selector: u16) -> Option<
     let code = u32::from(selector & !3);
     let fits = if stack { descriptor.is_writable_data() } else { descriptor.is_readable() };
     if !fits {
-        let words = descriptor.stack_words(stack);
+        let words = if stack { descriptor.no_stack_words() } else { descriptor.words() };
         let why = format!("{what} {selector:#x}, which is {words}");
         return Some(Fault::with_code(PROTECTION, code, why));
     }
@@ -344,7 +344,7 @@ fn far_return_width(it: &Instruction) -> u64 {
 }
 
 /// The same for IRET.
-pub(super) fn iret_width(it: &Instruction) -> u64 {
+fn iret_width(it: &Instruction) -> u64 {
     match it.mnemonic() {
         Mnemonic::Iretq => 8,
         Mnemonic::Iretd => 4,
@@ -352,15 +352,22 @@ pub(super) fn iret_width(it: &Instruction) -> u64 {
     }
 }
 
-fn interrupt_return(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+/// The value that IRET takes `n`th from the stack.
+pub(super) fn iret_slot(at: &Standing<'_>, it: &Instruction, n: u64) -> Option<u64> {
     let width = iret_width(it);
-    let slot = |n: u64| {
-        let linear = at.cpu.linear_rsp().wrapping_add(n * width);
-        at.space.peek_number(linear, width as usize)
-    };
-    // To virtual-8086 mode: CS is no selector.
-    let flags = Rflags::from_bits_retain(slot(2)?);
-    if at.cpu.mode() == Mode::Protected && at.cpu.ring() == 0 && flags.contains(Rflags::VM) {
+    at.space.peek_number(at.cpu.linear_rsp().wrapping_add(n * width), width as usize)
+}
+
+/// Does IRET go to virtual-8086 mode, where CS is no selector?
+pub(super) fn enters_virtual_8086(at: &Standing<'_>, it: &Instruction) -> Option<bool> {
+    let flags = Rflags::from_bits_retain(iret_slot(at, it, 2)?);
+    let may = at.cpu.mode() == Mode::Protected && at.cpu.ring() == 0;
+    Some(may && flags.contains(Rflags::VM))
+}
+
+fn interrupt_return(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
+    let slot = |n| iret_slot(at, it, n);
+    if enters_virtual_8086(at, it)? {
         return None;
     }
     if let Some(fault) = code_segment(at, slot(1)? as u16, "iret to") {
@@ -371,7 +378,7 @@ fn interrupt_return(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
         return Some(Fault::new(PROTECTION, format!("iret to {rip:#x}, which is not canonical")));
     }
     let ring = (slot(1)? & 3) as u8;
-    if width < 8 || ring == 0 {
+    if iret_width(it) < 8 || ring == 0 {
         return None;
     }
     let stack = slot(4)? as u16;

@@ -223,7 +223,7 @@ fn the_caller_of_a_function_without_a_frame_is_on_the_stack() {
     state.regs.rip = CODE + 17;
     let caller = |start| {
         let at = Standing::new(AddressSpace::new(&memory, &state), &state);
-        let cursor = Cursor { rip: state.regs.rip, rsp: 0x9000, rbp: 0 };
+        let cursor = Cursor { rip: state.regs.rip, rsp: 0x9000, rbp: 0, exact: true };
         frameless(&at, start, &cursor).map(|next| (next.rip, next.rsp))
     };
     assert_eq!(caller(CODE + 16), Some((CODE + 5, 0x9008)));

@@ -23,14 +23,8 @@ const LONG: Numbers = Numbers { sp: X86_64::RSP, bp: X86_64::RBP, ra: X86_64::RA
 const SHORT: Numbers = Numbers { sp: X86::ESP, bp: X86::EBP, ra: X86::RA };
 
 /// The caller's frame.
-pub(super) fn caller(
-    at: &Standing<'_>,
-    symbols: &Symbols<'_>,
-    cursor: &Cursor,
-    exact: bool,
-) -> Option<Cursor> {
-    // A return address may lie behind its function's last byte.
-    let rip = at.code.linear(if exact { cursor.rip } else { cursor.rip.wrapping_sub(1) });
+pub(super) fn caller(at: &Standing<'_>, symbols: &Symbols<'_>, cursor: &Cursor) -> Option<Cursor> {
+    let rip = at.code.linear(cursor.inside());
     symbols.linked(rip).find_map(|(module, linked)| {
         by_section(at, module, cursor, ".eh_frame", |data, bases| {
             let mut section = EhFrame::new(data, LittleEndian);
@@ -85,5 +79,5 @@ fn step(at: &Standing<'_>, row: &UnwindTableRow<usize>, cursor: &Cursor) -> Opti
         _ => None,
     };
     let rbp = saved(numbers.bp).unwrap_or(cursor.rbp);
-    Some(Cursor { rip: saved(numbers.ra)?, rsp: cfa, rbp })
+    Some(Cursor { rip: saved(numbers.ra)?, rsp: cfa, rbp, exact: false })
 }

@@ -214,10 +214,10 @@ impl ExitKind {
         (self as usize) <= Self::Hypercall as usize
     }
 
-    /// Does the guest make it, every time that it runs? A kick and what a debugger asked for come
-    /// from outside.
+    /// Does the guest make it on its way, every time that it runs? A kick and what a debugger asked
+    /// for come from outside, a shutdown is its end.
     pub fn is_guests_own(self) -> bool {
-        !matches!(self, Self::Interrupted | Self::Debug)
+        !matches!(self, Self::Interrupted | Self::Debug | Self::Shutdown)
     }
 
     /// Its name in reports.

@@ -175,8 +175,7 @@ impl Machine {
 
     /// Had the guest an exit of its own before the one that ended it?
     fn had_exits(&self) -> bool {
-        let own = |kind: ExitKind| kind.is_guests_own() && kind != ExitKind::Shutdown;
-        self.counts.exits_of(own).next().is_some()
+        self.counts.exits_of(ExitKind::is_guests_own).next().is_some()
     }
 
     fn look_again(&self, found: &mut Evidence, lost: usize, limits: Limits) {

@@ -54,7 +54,7 @@ pub(super) fn second_run(first: &Machine, last: &Cpu, limits: Limits) -> Result<
         notes: Vec::new(),
     };
     let Some(it) = again.loops.first_mut() else { return Ok(second) };
-    let exits = exits(&first.counts).saturating_sub(1); // the last was the shutdown
+    let exits = exits(&first.counts);
     let (counts, verdict) = run_to_exit(it, &control, exits);
     if let Some(verdict) = verdict {
         second.notes.push(format!(
@@ -79,10 +79,7 @@ fn exits(counts: &Counts) -> u64 {
 
 /// Did it come to the same exit in the same way?
 fn compare(first: &Machine, last: &Cpu, it: &RunLoop, counts: &Counts, second: &mut Second) {
-    let kinds = |counts: &Counts| {
-        let own = |kind: ExitKind| kind.is_guests_own() && kind != ExitKind::Shutdown;
-        counts.exits_of(own).collect::<Vec<_>>()
-    };
+    let kinds = |counts: &Counts| counts.exits_of(ExitKind::is_guests_own).collect::<Vec<_>>();
     let (before, now) = (kinds(&first.counts), kinds(counts));
     if before != now {
         second.same_way = false;
@@ -111,8 +108,7 @@ fn compare(first: &Machine, last: &Cpu, it: &RunLoop, counts: &Counts, second: &
 
 /// Where the last exit was that was the guest's own doing.
 fn last_own(exits: &[Record]) -> Option<u64> {
-    let own = |record: &&Record| record.kind.is_guests_own() && record.kind != ExitKind::Shutdown;
-    exits.iter().rfind(own).map(|record| record.rip)
+    exits.iter().rfind(|record| record.kind.is_guests_own()).map(|record| record.rip)
 }
 
 /// Keeps the state before the instruction that runs.

@@ -15,8 +15,8 @@
 //!   the machine ends, with the guest's verdict as ever. A guest that ends by itself is
 //!   gone: gdb is told the exit code.
 //! - A packet that cannot be understood is answered with an error number, one that came damaged
-//!   with a `-`. What is no packet at all (a browser's request) ends the session, as does any
-//!   packet while the guest runs, and standard error says so.
+//!   with a `-`. What is no packet at all (a browser's request) ends the session, as does one that
+//!   cannot be understood while the guest runs, and standard error says so.
 //! - A second gdb is hung up on as long as the first is there.
 //! - `detach`, and a gdb that quits, is killed or loses its connection, leave no breakpoint,
 //!   and the guest runs on. gdb may come again. `kill` ends the machine, as by SIGKILL.
