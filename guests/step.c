@@ -23,7 +23,7 @@ int on_trap(struct trap *trap)
     return 1;
 }
 
-__attribute__((noinline)) static void three_steps(void)
+__attribute__((noinline)) static void step_four(void)
 {
     asm volatile("pushfq\n"
                  "orl %0, (%%rsp)\n"
@@ -43,7 +43,7 @@ int guest(uint32_t magic, uintptr_t info)
     (void)magic;
     (void)info;
     trap_install();
-    three_steps();
+    step_four();
     print("steps=%u told=%u\n", steps, told);
     return 0;
 }

@@ -15,26 +15,24 @@ pub(super) fn privilege(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
     let ring = at.cpu.ring();
     let virtual_8086 = at.cpu.rflags.contains(Rflags::VM);
     let by_iopl = ring <= at.cpu.rflags.iopl();
+    // An interrupt flag of its own.
+    let has_flag = match virtual_8086 {
+        true => at.cpu.cr4.contains(Cr4::VME),
+        false => ring == 3 && at.cpu.cr4.contains(Cr4::PVI),
+    };
     let refuse = |why: String| Some(Fault::new(PROTECTION, format!("{}{why}", disasm::text(it))));
-    let in_ring = || format!(" in ring {ring}");
-    let extended = at.cpu.cr4.contains(Cr4::VME);
+    let in_ring = || refuse(format!(" in ring {ring}"));
+    let below_iopl = || refuse(" in virtual-8086 mode, with IOPL below 3".to_owned());
     match it.mnemonic() {
         _ if ring == 0 => None,
-        Mnemonic::Cli | Mnemonic::Sti if by_iopl => None,
-        // An interrupt flag of their own.
-        Mnemonic::Cli | Mnemonic::Sti if virtual_8086 && extended => None,
-        Mnemonic::Cli | Mnemonic::Sti
-            if !virtual_8086 && ring == 3 && at.cpu.cr4.contains(Cr4::PVI) =>
-        {
-            None
-        }
+        Mnemonic::Cli | Mnemonic::Sti if by_iopl || has_flag => None,
         Mnemonic::Pushf | Mnemonic::Popf | Mnemonic::Int | Mnemonic::Iret
-            if virtual_8086 && !by_iopl && !extended =>
+            if virtual_8086 && !by_iopl && !has_flag =>
         {
-            refuse(" in virtual-8086 mode, with IOPL below 3".to_owned())
+            below_iopl()
         }
         Mnemonic::Pushfd | Mnemonic::Popfd | Mnemonic::Iretd if virtual_8086 && !by_iopl => {
-            refuse(" in virtual-8086 mode, with IOPL below 3".to_owned())
+            below_iopl()
         }
         Mnemonic::In
         | Mnemonic::Insb
@@ -44,12 +42,10 @@ pub(super) fn privilege(at: &Standing<'_>, it: &Instruction) -> Option<Fault> {
         | Mnemonic::Outsb
         | Mnemonic::Outsw
         | Mnemonic::Outsd => {
-            if by_iopl && !virtual_8086 || has_port(at, it)? {
-                return None;
-            }
-            refuse(in_ring())
+            let may = by_iopl && !virtual_8086 || has_port(at, it)?;
+            if may { None } else { in_ring() }
         }
-        _ if it.is_privileged() => refuse(in_ring()),
+        _ if it.is_privileged() => in_ring(),
         _ => None,
     }
 }
